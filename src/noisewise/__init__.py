@@ -1,0 +1,40 @@
+"""One denoiser per range of noise levels, each as large as its task deserves, as an ordinary diffusers model.
+
+The public names load on first use, so that the command line starts quickly.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from noisewise.models.cost import count_macs
+    from noisewise.models.experts import ExpertDenoiser
+    from noisewise.models.shaped import ShapedUNet2DModel
+    from noisewise.planning.plan import Plan
+    from noisewise.pruning.prune import prune_to_budget
+    from noisewise.schedule import NoiseSchedule
+
+__version__ = "0.1.0"
+__all__ = ["ExpertDenoiser", "NoiseSchedule", "Plan", "ShapedUNet2DModel", "count_macs", "prune_to_budget"]
+
+_HOMES = {
+    "ExpertDenoiser": "noisewise.models.experts",
+    "ModelMixin": "diffusers",  # diffusers looks for this name beside a component's class when it loads a pipeline
+    "NoiseSchedule": "noisewise.schedule",
+    "Plan": "noisewise.planning.plan",
+    "ShapedUNet2DModel": "noisewise.models.shaped",
+    "count_macs": "noisewise.models.cost",
+    "prune_to_budget": "noisewise.pruning.prune",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'noisewise' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
