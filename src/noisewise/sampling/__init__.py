@@ -1,0 +1,1 @@
+"""Images from a denoiser and a scheduler, each from its own seed."""
