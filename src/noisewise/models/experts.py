@@ -1,0 +1,203 @@
+"""Several denoisers, one per group of noise levels, as one diffusers model that routes by the timestep.
+
+The plan is the one definition of the boundaries. The model runs in stock pipelines under any scheduler, since all it
+looks at is the timestep it is called with, whole or not, one for the batch or one per sample.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import nn
+
+from noisewise.errors import SettingError
+from noisewise.models.cost import count_parameters
+from noisewise.models.folders import load_model_folder, read_config
+from noisewise.models.networks import describe
+from noisewise.planning.plan import Plan
+
+PASSED_ON = (
+    "torch_dtype",
+    "variant",
+    "low_cpu_mem_usage",
+    "device_map",
+    "max_memory",
+    "offload_folder",
+    "offload_state_dict",
+    "disable_mmap",
+)
+WITHOUT_EFFECT = ("use_safetensors", "local_files_only")  # always so
+
+
+class ExpertDenoiser(ModelMixin, ConfigMixin):
+    """One denoiser made of an expert per group of the plan.
+
+    Args:
+        experts: [N] models that take ``(sample, timestep, class_labels)``, index 0 nearest the data. Their widths may
+            differ. ``None`` stands for the expert of an empty group, which is never called.
+        plan: the groups.
+    """
+
+    __module__ = "noisewise"  # what diffusers writes into model_index.json, and where it looks again
+    _supports_gradient_checkpointing = True
+    _skip_layerwise_casting_patterns = ("norm",)
+
+    def __init__(self, experts: Sequence[ModelMixin | None], plan: Plan) -> None:
+        super().__init__()
+        _check_experts(experts, plan)
+        self.experts = nn.ModuleList(experts)  # type: ignore[arg-type]  # an empty group's place stays empty
+        self.plan = plan
+        self.register_to_config(
+            plan=plan.to_dict(),
+            expert_classes=[None if expert is None else type(expert).__name__ for expert in experts],
+            **_shared_settings(experts),
+        )
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float,
+        class_labels: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNet2DOutput | tuple[torch.Tensor]:
+        """Denoise each sample by its own timestep's expert.
+
+        Args:
+            sample: [B, C, H, W].
+            timestep: a number, or a tensor of none, one or B entries: what the experts were trained with.
+            class_labels: [B], or [B, E] for embeddings, where the experts take them.
+            return_dict: give a `UNet2DOutput` rather than a tuple.
+        """
+        if not isinstance(timestep, torch.Tensor):
+            group = self.plan.group_of_model_timestep(timestep)
+            return self._expert(group)(sample, timestep, class_labels, return_dict)
+        if timestep.device.type == "meta":
+            raise SettingError("timestep: without a value no expert can be chosen; give a number, or use one expert")
+        if timestep.numel() == 1:
+            group = self.plan.group_of_model_timestep(timestep.item())
+            return self._expert(group)(sample, timestep, class_labels, return_dict)
+
+        groups = self.plan.group_of_model_timestep(timestep)  # [B]
+        present = groups.unique().tolist()
+        if len(present) == 1:
+            return self._expert(present[0])(sample, timestep, class_labels, return_dict)
+        predictions, order = [], []
+        for group in present:
+            rows = (groups == group).nonzero().squeeze(1).to(sample.device)  # [b]
+            labels = None if class_labels is None else class_labels[rows.to(class_labels.device)]
+            t = timestep[rows.to(timestep.device)]
+            predictions.append(self._expert(group)(sample[rows], t, labels, return_dict=False)[0])
+            order.append(rows)
+        prediction = torch.cat(predictions)[torch.cat(order).argsort()]  # [B, C, H, W]
+        return UNet2DOutput(sample=prediction) if return_dict else (prediction,)
+
+    def _expert(self, group: int) -> nn.Module:
+        expert = self.experts[group]
+        if expert is None:
+            raise SettingError(f"experts.{group}: the plan sends a timestep to this group, which has no expert")
+        return expert
+
+    def active_parameters(self) -> list[int]:
+        """[N] parameters of each group's expert, 0 for an empty group."""
+        return [0 if expert is None else count_parameters(expert) for expert in self.experts]
+
+    def resident_parameters(self) -> int:
+        """Parameters of all experts together, what memory has to hold; shared ones count once."""
+        return count_parameters(self)
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        save_function: Any = None,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        push_to_hub: bool = False,
+        **options: Any,
+    ) -> None:
+        """Write ``expert_<i>/`` folders, each a model of its own, and then config.json with the plan."""
+        if not safe_serialization:
+            raise SettingError("safe_serialization: False would write pickles; noisewise writes safetensors only")
+        folder = Path(save_directory)
+        expert: Any
+        for i, expert in enumerate(self.experts):
+            if expert is not None:
+                expert.save_pretrained(
+                    folder / f"expert_{i}",
+                    is_main_process=is_main_process,
+                    save_function=save_function,
+                    variant=variant,
+                    max_shard_size=max_shard_size,
+                )
+        if is_main_process:
+            self.save_config(folder)
+        if push_to_hub:
+            self.push_to_hub(options.pop("repo_id", folder.name), variant=variant, **options)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        subfolder: str | None = None,
+        output_loading_info: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Read back what `save_pretrained` wrote, from a local folder; ``options`` go to every expert.
+
+        Returns:
+            The model in evaluation mode; with ``output_loading_info`` a pair with an empty report, since an expert
+            that does not load whole is an error.
+        """
+        folder = Path(pretrained_model_name_or_path) / (subfolder or "")
+        config = read_config(folder)
+        if config["_class_name"] != cls.__name__:
+            raise SettingError(f"model: {folder} holds a {config['_class_name']}, not an {cls.__name__}")
+        classes, plan = config.get("expert_classes"), config.get("plan")
+        if not isinstance(classes, list) or not isinstance(plan, dict):
+            raise SettingError(f"model: {folder}/config.json lists no experts (expert_classes) or no plan")
+        options = _passed_on(options)
+        experts = [
+            None if kind is None else load_model_folder(folder / f"expert_{i}", **options)
+            for i, kind in enumerate(classes)
+        ]
+        model = cls(experts, Plan.from_dict(plan)).eval()
+        model.register_to_config(_name_or_path=str(folder))
+        return (model, {}) if output_loading_info else model
+
+
+def _passed_on(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that mean something to an expert; others are named in a warning."""
+    if options.get("dtype") is not None:
+        options["torch_dtype"] = options["dtype"]
+    for name, value in options.items():
+        if name not in (*PASSED_ON, *WITHOUT_EFFECT, "dtype") and value:
+            warnings.warn(f"ExpertDenoiser.from_pretrained ignores {name}={value!r}", stacklevel=3)
+    return {name: options[name] for name in PASSED_ON if options.get(name) is not None}
+
+
+def _check_experts(experts: Sequence[ModelMixin | None], plan: Plan) -> None:
+    if len(experts) != len(plan.groups):
+        raise SettingError(f"experts: {len(experts)} given, the plan has {len(plan.groups)} groups")
+    for group, expert in zip(plan.groups, experts, strict=True):
+        if expert is None and not group.is_empty:
+            raise SettingError(f"experts.{group.index}: none given, but the group has {group.num_timesteps} timesteps")
+
+
+def _shared_settings(experts: Sequence[ModelMixin | None]) -> dict[str, Any]:
+    """What pipelines read of a model's configuration; all experts have to agree on it."""
+    shared: dict[str, Any] = {}
+    for i, expert in enumerate(experts):
+        if expert is None:
+            continue
+        for name in describe(expert).pipeline_attributes:
+            value = expert.config.get(name)
+            if shared.setdefault(name, value) != value:
+                raise SettingError(f"experts.{i}.{name}: {value} given, the experts before it have {shared[name]}")
+    return shared

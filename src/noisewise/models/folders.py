@@ -1,0 +1,80 @@
+"""One model's folder (config.json and safetensors) read back whole, or refused with one clear line."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+
+from noisewise.errors import SettingError
+from noisewise.files import read_json
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
+
+PICKLES = (".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json, which has to name a class."""
+    if not (folder / "config.json").is_file():
+        raise SettingError(f"model: {folder} is no diffusers model folder (it has no config.json)")
+    config = read_json(folder / "config.json", "model")
+    if not isinstance(config, dict) or not isinstance(config.get("_class_name"), str):
+        raise SettingError(f"model: {folder}/config.json does not name a diffusers class (_class_name)")
+    return config
+
+
+def model_class(name: str) -> type[ModelMixin]:
+    """The public model class of that name, from noisewise or diffusers and nowhere else."""
+    import diffusers
+
+    import noisewise
+
+    found = getattr(noisewise if name in noisewise.__all__ else diffusers, name, None)
+    if not inspect.isclass(found) or not issubclass(found, diffusers.ModelMixin):
+        raise SettingError(f"model: config.json asks for {name}, which is no model of noisewise or diffusers")
+    return found
+
+
+def check_weights(folder: Path) -> None:
+    """Weights have to be there, and as safetensors: loading a pickle can run any program."""
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(file.name for file in folder.glob("*") if file.suffix in PICKLES)
+    if pickles:
+        raise SettingError(f"model: {folder} has its weights in a pickle ({pickles[0]}); save them as safetensors")
+    raise SettingError(f"model: {folder} has no weights (*.safetensors)")
+
+
+def load_model_folder(folder: Path, **options: Any) -> ModelMixin:
+    """Load the model in ``folder`` with its class's ``from_pretrained``; a tensor missing or left over is an error.
+
+    Args:
+        folder: holds config.json and safetensors.
+        options: what ``from_pretrained`` takes, e.g. ``torch_dtype``, ``variant``, ``device_map``.
+    """
+    config = read_config(folder)
+    kind = model_class(config["_class_name"])
+    if "expert_classes" in config:
+        return kind.from_pretrained(folder, **options)  # comes back here for every expert
+    check_weights(folder)
+    try:
+        model, report = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **options)
+    except SettingError as error:
+        raise SettingError(f"model: {folder} does not fit its config.json: {error}") from None
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SettingError(f"model: {folder} cannot be loaded, a file is damaged or missing ({first_line})") from error
+    _check_report(folder, report)
+    return model
+
+
+def _check_report(folder: Path, report: Mapping[str, Any]) -> None:
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        if report.get(kind):
+            first = next(iter(report[kind]))
+            raise SettingError(f"model: {folder} does not fit its config.json: {kind.replace('_', ' ')}, first {first}")

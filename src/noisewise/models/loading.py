@@ -1,0 +1,89 @@
+"""A denoiser and its scheduler from a folder that diffusers or noisewise wrote, and back into one."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from noisewise.errors import SettingError
+from noisewise.files import read_json
+from noisewise.models.folders import PICKLES, load_model_folder
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin, SchedulerMixin
+
+DENOISER = "unet"  # the name of the component in the pipelines that noisewise reads and writes
+
+
+def load_denoiser(path: str | Path, **options: Any) -> tuple[ModelMixin, SchedulerMixin | None]:
+    """The model in a pipeline's or a model's folder, in evaluation mode, and the scheduler if there is one.
+
+    Args:
+        path: a local folder with model_index.json (a pipeline: its ``unet`` and ``scheduler`` are taken) or with
+            config.json (a bare model). Components may lie in folders of their own or beside model_index.json.
+        options: what the model's ``from_pretrained`` takes, e.g. ``torch_dtype``.
+    """
+    folder = Path(path)
+    _check_folder(folder)
+    if (folder / "model_index.json").is_file():
+        index = read_json(folder / "model_index.json", "model")
+        if not isinstance(index, dict) or not index.get(DENOISER):
+            raise SettingError(f"model: {folder}/model_index.json has no component named {DENOISER}")
+    model = load_model_folder(_component(folder, DENOISER), **options)
+    _check_known(model)
+    return model, _load_scheduler(_component(folder, "scheduler"))
+
+
+def save_pipeline(model: ModelMixin, scheduler: SchedulerMixin, path: str | Path) -> None:
+    """Write a stock pipeline's folder: a `DDIMPipeline` for a `DDIMScheduler`, otherwise a `DDPMPipeline`.
+
+    (`DDIMPipeline` would replace any other scheduler by DDIM; `DDPMPipeline` keeps what it is given.)
+    """
+    from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline
+
+    kind = DDIMPipeline if isinstance(scheduler, DDIMScheduler) else DDPMPipeline
+    kind(unet=model, scheduler=scheduler).save_pretrained(path)
+
+
+def _component(folder: Path, name: str) -> Path:
+    """A component's folder: its own if it has one, otherwise the pipeline's, as older pipelines have it."""
+    return folder / name if (folder / name).is_dir() else folder
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.exists():
+        raise SettingError(f"model: {folder} does not exist (a local folder is needed; download models first)")
+    if not folder.is_dir():
+        if folder.suffix in PICKLES:
+            raise SettingError(f"model: {folder} is a pickle, which can run any program; save it as a diffusers folder")
+        raise SettingError(f"model: {folder} is a file; the folder of a diffusers model or pipeline is needed")
+    if (folder / "model_index.json").is_file() or (folder / "config.json").is_file():
+        return
+    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
+    if pickles:
+        raise SettingError(f"model: {folder} holds a pickle ({pickles[0]}) and no diffusers model; pickles are refused")
+    raise SettingError(f"model: {folder} is no diffusers folder (it has neither model_index.json nor config.json)")
+
+
+def _check_known(model: ModelMixin) -> None:
+    from noisewise.models.experts import ExpertDenoiser
+    from noisewise.models.networks import describe
+
+    for part in model.experts if isinstance(model, ExpertDenoiser) else [model]:
+        if part is not None:
+            describe(part)
+
+
+def _load_scheduler(folder: Path) -> SchedulerMixin | None:
+    import diffusers
+
+    path = folder / "scheduler_config.json"
+    if not path.is_file():
+        return None
+    config = read_json(path, "model.scheduler")
+    kind: Any = getattr(diffusers, str(config.get("_class_name")), None) if isinstance(config, dict) else None
+    if not inspect.isclass(kind) or not issubclass(kind, diffusers.SchedulerMixin):
+        raise SettingError(f"model.scheduler: {path} does not name a diffusers scheduler (_class_name)")
+    scheduler: SchedulerMixin = kind.from_pretrained(folder)  # type: ignore[attr-defined]
+    return scheduler
