@@ -170,7 +170,7 @@ class NoiseSchedule:
         table = self._table(t.device, t.dtype)  # [T]
         low = t.floor().long()
         below, above = table[low], table[(low + 1).clamp(max=last)]
-        return torch.where(t == low, below, torch.lerp(below, above, t - low))  # an infinite end spoils weight 0
+        return torch.where(t == low, below, below + (above - below) * (t - low))  # infinity times 0 is not 0
 
     def _table(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         """[T] log SNR of the timesteps, kept per device."""
