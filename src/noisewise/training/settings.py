@@ -29,7 +29,7 @@ class TrainSettings(BaseModel):
     ema_halflife_images: int = Field(10_000, ge=0)
     """Half-life of the weights' exponential moving average, in images; 0: no average, the weights themselves."""
     ema_rampup: float | None = Field(0.05, gt=0)
-    """Early on, the half-life is at most this fraction of the images seen, so that the start is forgotten; null: off."""
+    """Early on, the half-life is at most this fraction of the images seen, so the start is forgotten; null: off."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     """Arithmetic of the forward pass; weights stay float32. fp16 needs a GPU."""
     checkpoint_images: int | None = Field(None, ge=1)
