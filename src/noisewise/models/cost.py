@@ -80,7 +80,11 @@ def _on_meta(model: nn.Module) -> nn.Module:
     for tensor in tensors:
         empty = torch.empty_like(tensor, device="meta")
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    return copy.deepcopy(model, memo).eval()
+    shadow = copy.deepcopy(model, memo).eval()
+    for module in shadow.modules():  # a hook is somebody else's business: it may count, move or record things
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    return shadow
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,10 @@ def load_model_folder(folder: Path, **options: Any) -> ModelMixin:
     except SettingError as error:
         raise SettingError(f"model: {folder} does not fit its config.json: {error}") from None
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise SettingError(f"model: {folder} cannot be loaded, a file is damaged or missing ({first_line})") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
+        raise SettingError(
+            f"model: {folder} cannot be loaded: a file is damaged, missing or does not fit config.json ({reason})"
+        ) from error
     _check_report(folder, report)
     return model
 
