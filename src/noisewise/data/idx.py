@@ -66,7 +66,7 @@ def read_idx(path: Path) -> np.ndarray:
             data = gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
         raise SettingError(f"data.folder: {path} cannot be read ({error})") from None
-    if data[:3] != b"\x00\x00\x08" or len(data) < 4 + 4 * data[3]:
+    if len(data) < 4 or data[:3] != b"\x00\x00\x08" or len(data) < 4 + 4 * data[3]:
         raise SettingError(f"data.folder: {path} is not an IDX file of unsigned bytes")
     shape = tuple(int(n) for n in np.frombuffer(data, ">u4", count=data[3], offset=4))
     start, size = 4 + 4 * data[3], int(np.prod(shape))

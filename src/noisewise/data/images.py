@@ -6,7 +6,7 @@ Shapes: N = images, B = batch, C = channels (1 or 3), H = W = size.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -88,11 +88,6 @@ class Images:
         pixels = torch.from_numpy(chosen).to(device)
         labels = None if self.labels is None else torch.from_numpy(self.labels[rows].copy()).to(device)  # [B]
         return pixels.float().div_(127.5).sub_(1), labels
-
-    def batches(self, batch_size: int) -> Iterator[np.ndarray]:
-        """Every image once, in order, as uint8 [B, C, H, W]."""
-        for start in range(0, len(self), batch_size):
-            yield np.asarray(self.pixels[start : start + batch_size])
 
     def subset(self, indices: Indices) -> Images:
         """A copy of some images, in the order given."""

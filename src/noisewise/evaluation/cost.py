@@ -37,7 +37,7 @@ def image_cost(
 
     Args:
         macs_per_group: one forward pass of each group's expert for one image; None for an empty group.
-        visited: timesteps the scheduler calls the model at, repeats included (Heun calls twice a step).
+        visited: where the scheduler calls the model, in the plan's coordinate, repeats included (Heun: twice a step).
         guidance: two forward passes a call, as with classifier-free guidance.
     """
     if len(macs_per_group) != len(plan.groups):
