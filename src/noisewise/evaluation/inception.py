@@ -1,7 +1,7 @@
 """The standard TorchScript Inception (``inception-2015-12-05.pt``) by path, for the true FID; no torchvision.
 
 The file is a scripted network that takes uint8-ranged images [N, 3, H, W] and, with ``return_features=True``, resizes
-them itself and returns 2048 features; EDM, StyleGAN and clean-fid use the same file.
+them itself and returns 2048 features; StyleGAN2-ADA, k-diffusion and clean-fid use this file.
 """
 
 from __future__ import annotations
