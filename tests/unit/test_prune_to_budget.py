@@ -173,10 +173,10 @@ def test_a_sample_of_random_configurations_meets_its_budgets() -> None:
     """The full table is in docs/pruning-budgets.md; the benchmark's smallest configurations stand for it here."""
     benchmark = _benchmark()
     results = []
-    for number in range(4):
+    for number in range(3):
         results += benchmark.try_budgets(number, benchmark.random_settings(seed=1, number=number, widest=32))
-    assert len(results) == 20
-    assert sum(result.met for result in results) >= 19
+    assert len(results) == 15
+    assert sum(result.met for result in results) >= 14
     assert all(result.proof for result in results if not result.met)
     assert "| 0.65 |" in benchmark.table(results)
 

@@ -139,7 +139,7 @@ def cut_to_widths(
     if not kept:
         raise SettingError("prune.budget: nothing would change: every axis keeps its full width")
     small = cut(model, kept)
-    macs, base_macs = count_macs(small, example_inputs), count_macs(model, example_inputs)
+    macs, base_macs = count_macs(small, example_inputs), space.base_macs
     check_cost(macs, base_macs, space.budget, space.tolerance)
     _check_forward(small, example_inputs, _output_shape(model, example_inputs))
     full = {name: space.wiring.axes[name].width for name in space.widths}
