@@ -81,24 +81,12 @@ def test_every_candidate_meets_the_budget_and_the_best_is_returned(
     assert result.info.achieved == pytest.approx(result.best.cost)
     draws = setup["objective"].fixed_draws(setup["images"], 24, (0, "prune", 1, "score"), (20, 60))
     assert mean_error(result.model, setup["objective"], draws)[0] == pytest.approx(result.best.loss, rel=1e-6)
-    keys = {
-        "group",
-        "round",
-        "candidate",
-        "proposer",
-        "widths",
-        "cost",
-        "loss",
-        "loss_se",
-        "moved",
-        "accepted",
-        "reason",
-    }
-    assert set(json.loads((tmp_path / BANK).read_text().splitlines()[0])) == keys
+    keys = "group round candidate proposer widths cost loss loss_se moved accepted reason"
+    assert " ".join(json.loads((tmp_path / BANK).read_text().splitlines()[0])) == keys
 
 
 @pytest.mark.parametrize("settings", [ImportanceSettings(**SMALL), EvolutionSettings(**SMALL), RandomSettings(**SMALL)])
-@pytest.mark.parametrize("survived", [0, 2, 3, 4, 6])
+@pytest.mark.parametrize("survived", [0, 2, 4])
 def test_a_stopped_search_goes_on_without_scoring_again(
     setup: dict[str, Any], settings: Any, survived: int, scored: list[float], tmp_path: Path
 ) -> None:
@@ -150,7 +138,7 @@ def test_candidates_whose_loss_is_not_finite_are_not_accepted(setup: dict[str, A
 def test_a_bank_of_another_budget_group_or_network_is_refused(setup: dict[str, Any], tmp_path: Path) -> None:
     settings = RandomSettings(rounds=1, candidates=1, num_score_images=8)
     search(**setup, settings=settings, workspace=tmp_path)
-    with pytest.raises(SettingError, match="not within the budget 0.8"):
+    with pytest.raises(SettingError, match=r"not within the budget 0.8"):
         search(**{**setup, "budget": 0.8}, settings=settings, workspace=tmp_path)
     with pytest.raises(SettingError, match="another network or group"):
         search(**{**setup, "group": 2}, settings=settings, workspace=tmp_path)

@@ -167,6 +167,26 @@ def test_projection_of_a_large_problem_meets_the_budget_from_both_sides() -> Non
         assert 0.98 * 0.6 * full <= solution.macs <= 0.6 * full
 
 
+def test_known_widths_are_improved_on_where_the_search_finds_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    form, widths, values = random_problem(5, num_axes=6, most_levels=5)
+    known = solve(form, widths, {n: [0.0] * len(w) for n, w in widths.items()}, 0.7).widths
+    monkeypatch.setattr(solver, "EXHAUSTIVE", 0)
+    polish, calls = solver.polish, []
+
+    def lost_at_first(problem, state, **kwargs):  # type: ignore[no-untyped-def]
+        calls.append(state)
+        levels = [legal.index(known[name]) for name, legal in widths.items()]
+        return polish(problem, state, **kwargs) if list(state) == levels else np.zeros_like(state)
+
+    monkeypatch.setattr(solver, "polish", lost_at_first)
+    solution = solve(form, widths, values, 0.7, known=known)
+    worth = sum(values[name][legal.index(known[name])] for name, legal in widths.items())
+    assert len(calls) > 1
+    assert solution.value >= worth
+    with pytest.raises(SolverError):
+        solve(form, widths, values, 0.7)
+
+
 @pytest.mark.parametrize("budget", [0.0, -0.2, 1.0, 1.3, float("nan")])
 def test_budgets_that_are_none_are_refused(budget: float) -> None:
     with pytest.raises(SettingError, match=r"prune\.budget"):

@@ -166,7 +166,7 @@ def channel_sums(
             tensor = tensors.get(f"{layer.path}.{suffix}")
             if tensor is None:
                 continue
-            scored = score(tensor.to(torch.float32)).to("cpu", torch.float64)
+            scored = score(tensor.float()).cpu().double()
             for parts, dim in _directions(layer, suffix):
                 per_channel = scored.sum([d for d in range(scored.dim()) if d != dim]) if scored.dim() > 1 else scored
                 offset = 0

@@ -163,7 +163,7 @@ def mean_error(model: torch.nn.Module, objective: Objective, draws: Sequence[Dra
     """Mean error over all images of ``draws`` and its standard error; the model's mode is restored."""
     training = model.training
     with torch.no_grad():
-        errors = torch.cat([objective.error(model.eval(), draw).double() for draw in draws])  # [N]
+        errors = torch.cat([objective.error(model.eval(), draw).cpu().double() for draw in draws])  # [N]
     model.train(training)
     return float(errors.mean()), float(errors.std() / math.sqrt(len(errors)))
 

@@ -67,6 +67,7 @@ def solve(
     values: Mapping[str, list[float]],
     budget: float,
     tolerance: float = 0.02,
+    known: Mapping[str, int] | None = None,
 ) -> Solution:
     """The widths of most value whose cost lies within [(1 - tolerance) budget, budget] of the full network's.
 
@@ -75,13 +76,14 @@ def solve(
         widths: legal widths of every axis, ascending; the last one is the full width.
         values: what each of them is worth, not decreasing.
         budget: fraction of the full network's MACs.
+        known: legal widths within the budget, to improve on should the search find none by itself.
 
     Raises:
         SolverError: with the nearest costs, where no legal widths cost that.
     """
     check_budget(budget, tolerance)
     problem = _problem(cost, widths, values, budget, tolerance)
-    return _solution(problem, _best(problem, budget), widths)
+    return _solution(problem, _best(problem, budget, fallback=_levels(widths, known)), widths)
 
 
 def project(
@@ -90,6 +92,7 @@ def project(
     proposal: Mapping[str, float],
     budget: float,
     tolerance: float = 0.02,
+    known: Mapping[str, int] | None = None,
 ) -> tuple[Solution, float]:
     """The legal widths within the budget that are nearest to ``proposal`` (an axis it leaves out: its full width).
 
@@ -99,14 +102,15 @@ def project(
         The solution and its distance in [0, 1]; 0 means that the proposal was legal as it stood.
     """
     check_budget(budget, tolerance)
-    values, levels = {}, {}
+    values, start = {}, []
     for name, legal in widths.items():
         level = float(np.interp(proposal.get(name, legal[-1]), legal, np.arange(len(legal))))
         steps = (np.arange(len(legal)) - level) / max(len(legal) - 1, 1)
         values[name] = list(-np.square(steps) / len(widths))
-        levels[name] = round(level)
+        start.append(round(level))
     problem = _problem(cost, widths, values, budget, tolerance)
-    solution = _solution(problem, _best(problem, budget, [list(levels.values())]), widths)
+    best = _best(problem, budget, np.array(start), _levels(widths, known))
+    solution = _solution(problem, best, widths)
     return solution, float(np.sqrt(max(-solution.value, 0.0)))
 
 
@@ -152,8 +156,13 @@ def _solution(problem: Problem, state: Array, widths: Mapping[str, tuple[int, ..
     return Solution(kept, round(float(problem.cost(state))), float(problem.value(state)))
 
 
-def _best(problem: Problem, budget: float, starts: list[list[int]] | None = None) -> Array:
-    """The best feasible levels [A]."""
+def _levels(widths: Mapping[str, tuple[int, ...]], known: Mapping[str, int] | None) -> Array | None:
+    """Levels [A] of legal widths."""
+    return None if known is None else np.array([legal.index(known[name]) for name, legal in widths.items()])
+
+
+def _best(problem: Problem, budget: float, start: Array | None = None, fallback: Array | None = None) -> Array:
+    """The best feasible levels [A]; the search begins at ``start`` too, at ``fallback`` if it must."""
     if np.prod(problem.num_levels.astype(np.float64)) <= EXHAUSTIVE:
         states, costs = enumerate_all(problem)
         feasible = (costs >= problem.lowest) & (costs <= problem.highest)
@@ -162,17 +171,19 @@ def _best(problem: Problem, budget: float, starts: list[list[int]] | None = None
         raise _refusal(problem, budget, costs, "all combinations of legal widths were tried")
 
     states = _lagrangian(problem)
-    states = np.concatenate([np.array(starts, dtype=np.int64), states]) if starts else states
+    states = states if start is None else np.concatenate([start[None], states])
     costs = problem.cost(states)
     violations = problem.violation(costs)
     order = np.lexsort((-problem.value(states), violations))
     num_starts = NUM_STARTS_SMALL if problem.num_levels.sum() <= MOST_MOVES_IN_THREES else NUM_STARTS
     # the nearest solutions below and above the budget lead to different corners
-    chosen = list(dict.fromkeys([*([0] if starts else []), *order[:num_starts], *_nearest(problem, costs)]))
+    chosen = list(dict.fromkeys([*([] if start is None else [0]), *order[:num_starts], *_nearest(problem, costs)]))
     polished = [polish(problem, states[i]) for i in chosen]
     feasible_ones = [state for state in polished if problem.violation(problem.cost(state)) == 0]
     if feasible_ones:
         return max(feasible_ones, key=lambda state: float(problem.value(state)))
+    if fallback is not None:
+        return polish(problem, fallback)
 
     below = polish(problem.within(0.0, problem.lowest), states[chosen[0]], maximise="cost")
     above = polish(problem.within(problem.highest, np.inf), states[chosen[0]], maximise="-cost")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ class Space:
     widths: Mapping[str, tuple[int, ...]]  # axis -> legal widths, ascending
     alignments: Mapping[str, int]
     min_width: float
+    known: Mapping[str, int] | None = None  # widths that meet the budget: proof that there are some
 
     @property
     def base_macs(self) -> int:
@@ -51,11 +52,11 @@ class Space:
             name: kept_values(self.wiring.axes[name], _scores(importances, name), legal)
             for name, legal in self.widths.items()
         }
-        return solve(self.cost, self.widths, values, self.budget, self.tolerance)
+        return solve(self.cost, self.widths, values, self.budget, self.tolerance, self.known)
 
     def project(self, proposal: Mapping[str, float]) -> tuple[Solution, float]:
         """The legal widths within the budget nearest to ``proposal``, and how far that is: see `solver.project`."""
-        return project(self.cost, self.widths, proposal, self.budget, self.tolerance)
+        return project(self.cost, self.widths, proposal, self.budget, self.tolerance, self.known)
 
     def uniform(self) -> dict[str, float]:
         """The same share of every axis: the square root of the budget, as costs grow with the widths' square."""
@@ -104,11 +105,9 @@ def open_space(
             if not roomy and least > 0 and min_width == "auto":
                 continue
             try:
-                space.project(space.uniform())
+                return replace(space, known=space.project(space.uniform())[0].widths)
             except SolverError as error:
                 refusal = error
-                continue
-            return space
     raise refusal
 
 

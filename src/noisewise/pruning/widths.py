@@ -60,7 +60,7 @@ def unit_scores(axis: Axis, scores: torch.Tensor) -> torch.Tensor:
         raise SettingError(
             f"prune.importance: axis {axis.name} has {axis.width} channels, its scores have shape {tuple(scores.shape)}"
         )
-    scores = scores.detach().to("cpu", torch.float64)
+    scores = scores.detach().cpu().double()
     if not bool((torch.isfinite(scores) & (scores >= 0)).all()):
         raise SettingError(f"prune.importance: scores of axis {axis.name} must be finite and not negative")
     return scores.reshape(axis.num_units, axis.unit).sum(1)
