@@ -1,0 +1,63 @@
+"""The command line: thin commands over the library, one line and exit code 2 for a mistake of the user's.
+
+Nothing heavy is imported before a command runs, so that help is immediate.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from cyclopts import App, CycloptsError
+
+from noisewise import __version__
+from noisewise.cli import models, recipes
+from noisewise.errors import SettingError, TrainingError
+
+INTERRUPTED = 130
+
+app = App(
+    name="noisewise",
+    version=__version__,
+    help="One denoiser per range of noise levels, each as large as its task deserves, as an ordinary diffusers model.",
+)
+for command in (
+    recipes.init, recipes.plan, recipes.run, models.prune, models.sample, models.evaluate, recipes.report,
+    recipes.status,
+):  # fmt: skip
+    app.command(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code is 0, 2 for a mistake of the user's, 1 for a failure, 130 when interrupted."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    previous = signal.signal(signal.SIGTERM, _terminated)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = app(words, exit_on_error=False, print_error=False, result_action="return_value")
+        return code if isinstance(code, int) else 0
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command goes on from the last checkpoint", INTERRUPTED)
+    except CycloptsError as error:
+        return _fail(f"{' '.join(str(error).split())} (noisewise {' '.join(words[:1])} --help)", 2)
+    except SettingError as error:
+        return _fail(str(error), 2)
+    except (TrainingError, recipes.step_error()) as error:
+        return _fail(str(error), 1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output has gone
+        return 1
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"noisewise: {' '.join(message.split())}", file=sys.stderr)
+    return code

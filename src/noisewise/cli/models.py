@@ -1,0 +1,135 @@
+"""Commands on one model: prune, sample, evaluate."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from noisewise.cli.recipes import Overrides, Sampler
+from noisewise.errors import SettingError
+
+Importance = Literal["taylor", "magnitude", "random", "diff-pruning"]
+
+
+def prune(
+    model: Path,
+    /,
+    *,
+    budget: float,
+    out: Path,
+    importance: Importance = "magnitude",
+    recipe: Path | None = None,
+    timesteps: tuple[int, int] | None = None,
+    seed: int = 0,
+) -> None:
+    """Prune one model to one budget and save it as a diffusers folder.
+
+    Args:
+        model: folder of a diffusers pipeline or model.
+        budget: MACs to keep, as a fraction of the model's, between 0 and 1; met within 2 % or refused.
+        out: folder to write; must not exist yet, or be empty.
+        importance: which channels matter; taylor and diff-pruning look at images and need --recipe.
+        recipe: recipe whose data, schedule and objective score the channels.
+        timesteps: score on these timesteps only, first and last but one, e.g. --timesteps 0 139.
+        seed: seed of random importances and of noise.
+    """
+    from noisewise.workflow.recipe import load_recipe
+    from noisewise.workflow.single import prune_model
+
+    settings = None if recipe is None else load_recipe(recipe)
+    info = prune_model(model, budget, out, importance, settings, timesteps, seed)
+    print(
+        f"{out}: {info.achieved:.4f} of the MACs (asked {info.asked}), {info.macs:,} of {info.base_macs:,}; "
+        f"{info.parameters:,} of {info.base_parameters:,} parameters"
+    )
+
+
+def sample(
+    model: Path,
+    /,
+    *,
+    out: Path,
+    num_images: int = 64,
+    sampler: Sampler = "ddim",
+    num_inference_steps: int = 50,
+    seed: int = 0,
+    batch_size: int = 64,
+    eta: float = 0.0,
+) -> None:
+    """Images from a model, as PNG files and a grid of the first 64.
+
+    Args:
+        model: folder of a diffusers pipeline, e.g. runs/digits/pipeline.
+        out: folder to write; must not exist yet, or be empty.
+        num_images: 1 or more.
+        sampler: the scheduler.
+        num_inference_steps: 1 or more.
+        seed: image i depends on the seed and i, not on its batch.
+        batch_size: images made at once, 1 or more.
+        eta: DDIM's noise, 0 (deterministic) to 1.
+    """
+    from noisewise.workflow.single import sample_model
+
+    _at_least_one(num_images=num_images, num_inference_steps=num_inference_steps, batch_size=batch_size)
+    with _bar("images", num_images) as progress:
+        sample_model(model, out, num_images, sampler, num_inference_steps, seed, batch_size, eta, progress)
+    print(f"{out}: {num_images} images, and grid.png")
+
+
+def evaluate(
+    model: Path,
+    /,
+    *,
+    recipe: Path,
+    set_: Overrides = (),
+    reference: Path | None = None,
+    save_statistics: Path | None = None,
+    json_file: Path | None = None,
+) -> None:
+    """Fréchet distance and KID of a model's images, with where the numbers come from.
+
+    Args:
+        model: folder of a diffusers pipeline.
+        recipe: recipe whose data (its held-out half), sample and evaluate settings are used.
+        set_: change a setting, e.g. --set sample.num_inference_steps=20; may be given many times.
+        reference: statistics (.npz, pytorch-fid's layout) to compare with instead of the held-out images.
+        save_statistics: file (.npz) for the statistics of the model's images.
+        json_file: file for the numbers with their provenance.
+    """
+    from noisewise.files import write_json
+    from noisewise.workflow.recipe import load_recipe
+    from noisewise.workflow.single import evaluate_model
+
+    settings = load_recipe(recipe, set_)
+    with _bar("images", settings.sample.num_images) as progress:
+        found = evaluate_model(model, settings, reference, save_statistics, progress)
+    frechet, kid = found["frechet"], found["kid"]
+    print(f"{frechet['metric']}: {frechet['value']:.3f}")
+    if kid is not None:
+        print(f"{kid['metric']}: {kid['value']:.5f} [{kid['low']:.5f}, {kid['high']:.5f}]")
+    for side in ("samples", "reference"):
+        known = {key: value for key, value in frechet[side].items() if value is not None}
+        print(f"{side}: {json.dumps(known)}")
+    for flag in frechet["flags"]:
+        print(f"note: {flag}")
+    if json_file is not None:
+        write_json(json_file, found)
+        print(json_file)
+
+
+def _at_least_one(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise SettingError(f"--{name.replace('_', '-')}: {number} given; 1 or more are possible")
+
+
+@contextmanager
+def _bar(name: str, total: int) -> Iterator[Callable[[float], None]]:
+    """Progress of one job."""
+    from noisewise.workflow.progress import Event, open_sink
+
+    with open_sink() as sink:
+        yield lambda done: sink(Event(name, "update", "", int(done), total))

@@ -1,0 +1,210 @@
+"""Commands around a recipe and its run: init, plan, run, report, status."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from noisewise.errors import SettingError
+
+if TYPE_CHECKING:
+    from noisewise.workflow.graph import Graph
+    from noisewise.workflow.store import Store
+
+Overrides = Annotated[tuple[str, ...], Parameter(name="--set", negative="", consume_multiple=False)]
+Sampler = Literal["ddpm", "ddim", "pndm", "dpm++", "unipc", "heun", "euler"]
+ProgressStyle = Literal["auto", "bars", "lines", "json"]
+RUNS = Path("runs")
+
+
+def step_error() -> type[Exception]:
+    """The error of a failed step, if any step can have run; the module is heavy."""
+    module = sys.modules.get("noisewise.workflow.executor")
+    return module.StepError if module is not None else SettingError
+
+
+def init(path: Annotated[Path, Parameter(allow_leading_hyphen=True)] = Path("recipe.yaml"), /) -> None:
+    """Write a recipe to start from, with every setting, its default and what it means.
+
+    Args:
+        path: file to write; "-" prints it. An existing file is left alone.
+    """
+    from noisewise.files import write_atomic
+    from noisewise.workflow.template import template
+
+    text = template()
+    if str(path) == "-":
+        print(text, end="")
+        return
+    if path.exists():
+        raise SettingError(f"{path}: exists already; name another file")
+    if not path.parent.is_dir():
+        raise SettingError(f"{path}: the folder {path.parent} does not exist")
+    write_atomic(path, text)
+    print(f"{path}: a recipe for scikit-learn's digits; `noisewise run {path}` runs it")
+
+
+def plan(
+    source: Path,
+    /,
+    *,
+    set_: Overrides = (),
+    sampler: Sampler = "ddim",
+    num_inference_steps: int = 50,
+    plot: Path | None = None,
+    save: Path | None = None,
+) -> None:
+    """Groups, cost limits, route table and predicted cost of a recipe or of an existing model. Trains nothing.
+
+    Args:
+        source: a recipe (YAML), or the folder of a diffusers pipeline.
+        set_: change a setting, e.g. --set plan.num_groups=8; may be given many times.
+        sampler: sampler of the route table; of a recipe its own.
+        num_inference_steps: sampling steps of the route table, 1 or more; of a recipe its own.
+        plot: file for a picture of SNR, cost limits and groups (.svg, .png, .pdf).
+        save: file for the plan as JSON.
+    """
+    from noisewise.workflow.predict import si
+
+    if source.is_dir():
+        from noisewise.workflow.single import plan_model
+
+        planned = plan_model(source, set_, sampler, num_inference_steps)
+    else:
+        planned = _plan_of_recipe(source, set_)
+    made, macs = planned.plan, planned.macs
+    routes = made.routes(planned.scheduler, planned.num_inference_steps)
+    print(made.table())
+    print()
+    print(routes.table())
+    print()
+    calls = len(routes.steps)
+    print(f"base: {planned.parameters:,} parameters, {si(macs)}MACs a call, {si(macs * calls)}MACs an image")
+    print(f"experts, at their cost limits: {si(macs * routes.total)}MACs an image, {routes.mean:.4f} of the base's")
+    if plot is not None:
+        from noisewise.report.figures import plan_figure
+
+        try:
+            plan_figure(made).savefig(plot)
+        except (OSError, ValueError) as error:
+            raise SettingError(f"--plot {plot}: cannot be written ({str(error).splitlines()[0]})") from None
+        print(plot)
+    if save is not None:
+        made.save(save)
+        print(save)
+
+
+def _plan_of_recipe(source: Path, overrides: tuple[str, ...]):  # type: ignore[no-untyped-def]  # a heavy type
+    from noisewise.workflow.builder import build_graph
+    from noisewise.workflow.measure import scheduler_of
+    from noisewise.workflow.predict import si
+    from noisewise.workflow.recipe import load_recipe
+    from noisewise.workflow.single import Planned
+
+    graph = build_graph(load_recipe(source, overrides), data_required=False)
+    images, macs = sum(step.num_images for step in graph.steps), sum(step.macs for step in graph.steps)
+    print(f"{graph.recipe.name}: a run is {len(graph.steps)} steps, {images:,} training images, {si(macs)}MACs")
+    for note in graph.base.notes:
+        if note not in graph.plan.notes:
+            print(f"note: {note}")
+    sampler = scheduler_of(graph.rows[0].sample.settings)
+    steps = graph.recipe.sample.num_inference_steps
+    return Planned(graph.plan, graph.base.macs, graph.base.parameters, sampler, steps)
+
+
+def run(
+    recipe: Path,
+    /,
+    *,
+    set_: Overrides = (),
+    runs: Path = RUNS,
+    jobs: int = 1,
+    only: Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=False)] = (),
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    progress: ProgressStyle = "auto",
+) -> None:
+    """Do everything a recipe says and write the report. The same command resumes; what is done is not done again.
+
+    Args:
+        recipe: a recipe (YAML); `noisewise init` writes one with every setting explained.
+        set_: change a setting, e.g. --set finetune.num_images=50_000; may be given many times.
+        runs: folder of all runs; steps are shared between them.
+        jobs: independent steps done at once, 1 or more, each in a process of its own.
+        only: do this step alone, e.g. --only "finetune[2]"; its inputs must be done. For clusters.
+        dry_run: list the steps, what is cached and what the rest costs; write nothing.
+        progress: bars on a terminal and plain lines elsewhere (auto), or always the one named.
+    """
+    from noisewise.cli import show
+    from noisewise.workflow.builder import build_graph
+    from noisewise.workflow.progress import open_sink
+    from noisewise.workflow.recipe import load_recipe
+    from noisewise.workflow.run import folder_of, open_graph, run_only, run_recipe, states, store_of
+
+    if jobs < 1:
+        raise SettingError(f"--jobs: {jobs} given; 1 or more are possible")
+    settings = load_recipe(recipe, set_)
+    if dry_run:
+        folder_of(settings, runs)
+        graph, store = build_graph(settings, store_of(runs) if runs.is_dir() else None, False), store_of(runs)
+        show.steps(graph, states(graph, store))
+        _announce(graph, store, jobs, probe=False)
+        return
+    graph, store = open_graph(settings, runs)
+    if only:
+        with open_sink(progress) as sink:
+            if not run_only(graph, store, only, sink):
+                print(f"{', '.join(only)}: done already")
+        return
+    if progress != "json":
+        _announce(graph, store, jobs)
+    with open_sink(progress) as sink:
+        outcome = run_recipe(graph, store, runs, sink, jobs)
+    page = write_page(outcome.folder, outcome.changed)
+    if progress != "json":
+        show.results(outcome.folder)
+        print(page)
+
+
+def _announce(graph: Graph, store: Store, jobs: int, probe: bool = True) -> None:
+    from noisewise.workflow.predict import summary
+
+    for note in graph.base.notes:
+        print(f"note: {note}")
+    print(summary(graph, store, jobs, probe), flush=True)
+
+
+def write_page(folder: Path, changed: bool = True) -> Path:
+    """The report and the model card; left alone where nothing changed."""
+    page = folder / "report.html"
+    if not changed and page.is_file():
+        return page
+    from noisewise.report import write_card, write_report
+
+    page = write_report(folder)
+    write_card(folder)
+    return page
+
+
+def report(run_folder: Path, /) -> None:
+    """Write a run's page and figures again from its results.json.
+
+    Args:
+        run_folder: folder of a run, e.g. runs/digits.
+    """
+    print(write_page(run_folder))
+
+
+def status(run_folder: Path, /) -> None:
+    """Which steps of a run are done, running, failed or still to run.
+
+    Args:
+        run_folder: folder of a run, e.g. runs/digits.
+    """
+    from noisewise.cli import show
+    from noisewise.workflow.run import open_run, states
+
+    graph, store = open_run(run_folder)
+    show.steps(graph, states(graph, store))

@@ -1,0 +1,256 @@
+"""Run steps: one after the other in this process, or several at once in worker processes. Same steps, same results."""
+
+from __future__ import annotations
+
+import errno
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from noisewise.errors import SettingError, TrainingError
+from noisewise.workflow.progress import Event, Sink
+from noisewise.workflow.provenance import provenance
+from noisewise.workflow.store import SCRATCH, StepSpec, Store
+
+if TYPE_CHECKING:
+    from noisewise.data.images import Dataset
+
+
+class StepError(RuntimeError):
+    """A step that failed for a reason of its own; the message is what to show."""
+
+
+@dataclass(frozen=True, eq=False)
+class Runner:
+    """What steps need besides their settings: the store, whom to tell, the images, and how many threads to use."""
+
+    store: Store
+    sink: Sink
+    data_settings: Any
+    threads: int
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        from noisewise.data.load import load_data
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said once, when the graph was made
+            return load_data(self.data_settings, cache=self.store.root / "data")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A step under way: where it may write, what it reads, and whom it tells."""
+
+    step: StepSpec
+    runner: Runner
+
+    @property
+    def store(self) -> Store:
+        return self.runner.store
+
+    @property
+    def workspace(self) -> Path:
+        return self.store.folder(self.step)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return self.step.settings
+
+    def input(self, role: str) -> Path:
+        """Folder of an input's artefact."""
+        return self.store.folder(self.step.inputs[role])
+
+    def result_of(self, role: str) -> dict[str, Any]:
+        """Numbers of an input's record."""
+        return self.store.record(self.step.inputs[role]).result
+
+    def dataset(self) -> Dataset:
+        """The images, which must be those the step was planned for."""
+        dataset = self.runner.dataset
+        if dataset.fingerprint != self.settings["data"]:
+            raise SettingError("data: the images changed while the run was under way; give the same command again")
+        return dataset
+
+    def update(self, done: int, total: int, text: str = "") -> None:
+        self.runner.sink(Event(self.step.name, "update", text, done, total))
+
+    def note(self, text: str) -> None:
+        self.runner.sink(Event(self.step.name, "note", text))
+
+
+def default_threads(num_jobs: int) -> int:
+    """Threads of a step whose settings name none: the cores this process may use, shared by the jobs."""
+    return max(1, available_cores() // num_jobs)
+
+
+def available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_step(step: StepSpec, runner: Runner) -> bool:
+    """Do one step unless it is done; its inputs must be.
+
+    Returns:
+        Whether there was anything to do.
+    """
+    store, sink = runner.store, runner.sink
+    if store.is_done(step):
+        return False
+    for source in step.inputs.values():
+        if not store.is_done(source):
+            raise SettingError(f"step {step.name} needs {source.name}, which is not done; run that step first")
+    waiting = Event(step.name, "note", "another process computes this step; waiting for it")
+    with store.lock(step, lambda: sink(waiting)):
+        if store.is_done(step):
+            return False
+        sink(Event(step.name, "started"))
+        started = time.perf_counter()
+        try:
+            result = _compute(Job(step, runner))
+        except KeyboardInterrupt:
+            raise
+        except Exception as error:
+            _remember_failure(store, step, error)
+            raise
+        seconds = time.perf_counter() - started
+        store.finish(step, result, round(seconds, 3), {**provenance(), "threads": threads_of(step) or runner.threads})
+        for scratch in SCRATCH:  # the artefact has what they were for
+            shutil.rmtree(store.folder(step) / scratch, ignore_errors=True)
+        sink(Event(step.name, "finished", f"{seconds:.1f} s"))
+    return True
+
+
+def _compute(job: Job) -> dict[str, Any]:
+    import torch
+
+    from noisewise.workflow.steps import ACTIONS
+
+    for source in job.step.inputs.values():
+        job.store.check(source)
+    torch.set_num_threads(threads_of(job.step) or job.runner.threads)
+    try:
+        return ACTIONS[job.step.action](job)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise SettingError(
+                f"{job.workspace}: the disk is full; free some space and give the same command again"
+            ) from None
+        raise
+
+
+def threads_of(step: StepSpec) -> int | None:
+    """Threads named in a step's settings, e.g. `finetune.num_threads`."""
+    sections = [section for section in step.settings.values() if isinstance(section, BaseModel | Mapping)]
+    named = [dict(section).get("num_threads") for section in sections]
+    return next((threads for threads in named if threads is not None), None)
+
+
+def _remember_failure(store: Store, step: StepSpec, error: Exception) -> None:
+    try:
+        store.fail(step, f"{type(error).__name__}: {error}".splitlines()[0])
+    except OSError:
+        return  # a full disk is reported by the error itself
+
+
+def run_serial(steps: Sequence[StepSpec], runner: Runner) -> None:
+    """Run steps, given inputs first, in this process."""
+    for step in steps:
+        run_step(step, runner)
+
+
+class _Worker:
+    """A process that does the steps it is told, until its standard input closes: with this process, however it ends."""
+
+    def __init__(self, command: Sequence[str], events: queue.Queue[tuple[_Worker, Event | None]]) -> None:
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+        )
+        self.step: StepSpec | None = None
+        self._events = events
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._events.put((self, Event.from_json(line)))
+        self._events.put((self, None))
+
+    def start(self, step: StepSpec) -> None:
+        assert self.process.stdin is not None
+        self.step = step
+        self.process.stdin.write(step.name + "\n")
+        self.process.stdin.flush()
+
+    def stop(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()  # an idle worker ends by this, a busy one by the signal
+        self.process.terminate()
+        self.process.wait()
+
+
+def run_parallel(steps: Sequence[StepSpec], store: Store, sink: Sink, recipe: Path, num_jobs: int) -> None:
+    """Run steps in up to ``num_jobs`` worker processes, each as soon as its inputs are done.
+
+    Args:
+        steps: inputs first.
+        recipe: the resolved recipe, from which a worker builds the same steps.
+    """
+    command = [sys.executable, "-m", "noisewise.workflow.worker", str(recipe), str(store.root), str(num_jobs)]
+    events: queue.Queue[tuple[_Worker, Event | None]] = queue.Queue()
+    waiting = [step for step in steps if not store.is_done(step)]
+    workers: list[_Worker] = []
+    try:
+        while waiting or any(worker.step for worker in workers):
+            for step in _ready(waiting, store, workers, num_jobs):
+                idle = next((worker for worker in workers if worker.step is None), None)
+                if idle is None:
+                    idle = _Worker(command, events)
+                    workers.append(idle)
+                waiting.remove(step)
+                idle.start(step)
+            worker, event = events.get()
+            _handle(worker, event, sink)
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+def _ready(waiting: Sequence[StepSpec], store: Store, workers: Sequence[_Worker], num_jobs: int) -> list[StepSpec]:
+    """Steps that can start now; one that measures time starts when nothing else runs, and alone."""
+    running = [worker.step for worker in workers if worker.step is not None]
+    if any(step.exclusive for step in running):
+        return []
+    able = [step for step in waiting if all(store.is_done(source) for source in step.inputs.values())]
+    shared = [step for step in able if not step.exclusive][: num_jobs - len(running)]
+    return shared if shared or running else able[:1]
+
+
+def _handle(worker: _Worker, event: Event | None, sink: Sink) -> None:
+    """Pass an event on; a worker that failed or died ends the run."""
+    if event is None:
+        if worker.step is not None:
+            code = worker.process.wait()
+            raise StepError(f"step {worker.step.name}: its process ended with code {code}; see its messages above")
+        return
+    if event.kind == "finished":
+        worker.step = None
+        if not event.text:  # another process had done it meanwhile
+            return
+    sink(event)
+    if event.kind == "failed":
+        kind, _, message = event.text.partition(": ")
+        error: dict[str, type[Exception]] = {"SettingError": SettingError, "TrainingError": TrainingError}
+        raise error.get(kind, StepError)(message if kind in error else event.text)

@@ -1,0 +1,89 @@
+"""The steps of a run: which there are, what each reads, and which make up a row of the table.
+
+    base ─► prune[g] ─► finetune[g] ─► assemble ─► sample[row] ─► evaluate[row] ─► results, report
+
+The plan needs no training, so the whole graph is known before anything runs. Steps that several rows need exist once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from noisewise.errors import SettingError
+from noisewise.planning.plan import Plan
+from noisewise.workflow.explain import did_you_mean
+from noisewise.workflow.foundation import Foundation
+from noisewise.workflow.networks import DataInfo
+from noisewise.workflow.recipe import Recipe
+from noisewise.workflow.store import StepSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A row of the table: ``model`` made the network, the others measure it."""
+
+    id: str
+    label: str
+    note: str
+    model: StepSpec
+    sample: StepSpec
+    evaluate: StepSpec
+    loss: StepSpec
+
+    @property
+    def training(self) -> list[StepSpec]:
+        """Every step whose work went into the network; what it was only made as cheap as (`match`) did not."""
+        return closure([self.model], but="match")
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """All steps of a run. ``rows`` are the table's; ``snapshots`` add points to the curve of quality."""
+
+    recipe: Recipe
+    base: Foundation
+    rows: tuple[Row, ...]
+    snapshots: Mapping[int, StepSpec]  # training images -> evaluation of the base at that point
+    reference: StepSpec
+    timing: StepSpec
+
+    @property
+    def plan(self) -> Plan:
+        return self.base.plan
+
+    @property
+    def data(self) -> DataInfo:
+        return self.base.data
+
+    @cached_property
+    def steps(self) -> tuple[StepSpec, ...]:
+        """Inputs first; the steps that training waits for come before the measurements."""
+        ends = [step for row in self.rows for step in (row.evaluate, row.loss)]
+        models = closure(row.model for row in self.rows)
+        return tuple(closure([*models, *ends, *self.snapshots.values(), self.reference, self.timing]))
+
+    def step(self, name: str) -> StepSpec:
+        """A step by its name."""
+        for step in self.steps:
+            if step.name == name:
+                return step
+        names = [step.name for step in self.steps]
+        raise SettingError(f"--only {name}: no such step; there are {', '.join(names)}{did_you_mean(name, names)}")
+
+
+def closure(steps: Iterable[StepSpec], but: str = "") -> list[StepSpec]:
+    """Steps and everything they depend on, each once, inputs first; inputs of the role ``but`` aside."""
+    found: dict[str, StepSpec] = {}
+
+    def visit(step: StepSpec) -> None:
+        if step.id not in found:
+            for role, source in step.inputs.items():
+                if role != but:
+                    visit(source)
+            found[step.id] = step
+
+    for step in steps:
+        visit(step)
+    return list(found.values())

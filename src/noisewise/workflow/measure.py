@@ -1,0 +1,297 @@
+"""What the steps that measure do: sample, distances, test losses, times. Same draws and seeds for every row."""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from noisewise.evaluation.cost import interleaved_latency, steps_at_cost
+from noisewise.files import read_json, write_atomic, write_json
+from noisewise.models.loading import load_denoiser
+from noisewise.planning.plan import Plan
+from noisewise.schedule import NoiseSchedule
+from noisewise.streams import stream
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
+
+    from noisewise.data.images import Images
+    from noisewise.evaluation.features import FeatureExtractor
+    from noisewise.workflow.executor import Job
+
+IMAGES = "images.npy"
+GRID = "grid.png"
+NUM_IN_GRID = 64
+GRID_PIXELS = 32  # an image in the grid is at least so wide
+TIMING_ROUNDS = 3
+Result = dict[str, Any]
+
+
+def device() -> str:
+    """Where work is done: CUDA, Apple, or CPU, whichever is there."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def scheduler_of(settings: Any) -> Any:
+    """The sampler that settings (graph's `sampler`) name."""
+    from noisewise.sampling.schedulers import build_scheduler
+
+    schedule = NoiseSchedule.from_dict(settings["schedule"])
+    return build_scheduler(settings["scheduler"], schedule, settings["prediction_type"], settings["variance"])
+
+
+def macs_of(network: Any) -> int:
+    """MACs of one forward pass on one image."""
+    from noisewise.models.cost import count_macs
+    from noisewise.models.networks import describe
+
+    return count_macs(network, describe(network).example_inputs(network))
+
+
+def image_cost(model: ModelMixin, settings: Any, num_inference_steps: int) -> Result:
+    """What one image costs with ``model``: MACs over the visited steps, parameters, and the route."""
+    from noisewise.models.cost import count_parameters
+    from noisewise.models.experts import ExpertDenoiser
+
+    if isinstance(model, ExpertDenoiser):
+        plan, macs = model.plan, [None if expert is None else macs_of(expert) for expert in model.experts]
+        active = model.active_parameters()
+    else:
+        plan, macs = Plan.single(NoiseSchedule.from_dict(settings["schedule"])), [macs_of(model)]
+        active = [count_parameters(model)]
+    routes = plan.routes(scheduler_of(settings), num_inference_steps, macs)
+    return {
+        "macs_per_image": routes.total,
+        "num_inference_steps": num_inference_steps,
+        "active_parameters": active,
+        "resident_parameters": count_parameters(model),
+        "routes": routes.to_list(),
+    }
+
+
+def fewer_steps(model: ModelMixin, settings: Any, macs_per_image: float) -> int:
+    """The most sampling steps with which ``model`` costs no more than ``macs_per_image``, at least one."""
+    schedule, scheduler = NoiseSchedule.from_dict(settings["schedule"]), scheduler_of(settings)
+    calls = steps_at_cost(macs_per_image, macs_of(model))
+    for num_steps in range(settings["num_inference_steps"], 1, -1):
+        if len(schedule.visited(scheduler, num_steps)) <= calls:  # some samplers call the model twice a step
+            return num_steps
+    return 1
+
+
+def sample(job: Job) -> Result:
+    """Images of one row, and a grid of the first."""
+    settings = job.settings
+    model = _model_to_sample(job)
+    num_steps = settings["num_inference_steps"]
+    if "match" in job.step.inputs:
+        num_steps = fewer_steps(model, settings, job.result_of("match")["macs_per_image"])
+    total = settings["sample"]["num_images"]
+    started = time.perf_counter()
+    images = draw_images(model, settings, total, num_steps, progress=lambda done: job.update(int(done), total))
+    seconds = time.perf_counter() - started
+    _save_array(job.workspace / IMAGES, images)
+    write_atomic(job.workspace / GRID, png_grid(images[:NUM_IN_GRID]))
+    return {**image_cost(model, settings, num_steps), "seconds": round(seconds, 3)}
+
+
+def _model_to_sample(job: Job) -> ModelMixin:
+    folder = job.input("model")
+    if "snapshot" in job.settings:
+        folder = folder / f"snapshot-{job.settings['snapshot']}"
+    model, _ = load_denoiser(folder / "model")
+    return model.to(device()).eval()
+
+
+def draw_images(model: ModelMixin, settings: Any, num_images: int, num_steps: int, progress: Any = None) -> np.ndarray:
+    """[num_images, C, H, W] uint8; image i has the stream (sample.seed, i), whatever the batch."""
+    from noisewise.sampling.sampler import sample_images
+
+    sampling = settings["sample"]
+    return sample_images(
+        model,
+        scheduler_of(settings),
+        num_images,
+        num_inference_steps=num_steps,
+        seed=sampling["seed"],
+        batch_size=sampling["batch_size"],
+        sample_shape=tuple(settings["shape"]),
+        class_labels=class_labels(num_images, settings["num_classes"]),
+        eta=sampling["eta"],
+        device=device(),
+        progress=progress,
+    ).numpy()
+
+
+def class_labels(num_images: int, num_classes: int | None) -> Any:
+    """[num_images] int64, every class in turn; None where there are none."""
+    import torch
+
+    return torch.arange(num_images) % num_classes if num_classes else None
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    write_atomic(path, buffer.getvalue())
+
+
+def png_grid(images: np.ndarray) -> bytes:
+    """Images [N, C, H, W] uint8 as a square of tiles, small ones enlarged without smoothing."""
+    from PIL import Image
+
+    n, c, h, w = images.shape
+    columns = math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    gap = 1
+    canvas = np.full((rows * (h + gap) - gap, columns * (w + gap) - gap, c), 255, np.uint8)
+    for i, image in enumerate(images):
+        y, x = (i // columns) * (h + gap), (i % columns) * (w + gap)
+        canvas[y : y + h, x : x + w] = image.transpose(1, 2, 0)
+    picture = Image.fromarray(canvas[..., 0] if c == 1 else canvas)
+    factor = max(1, math.ceil(GRID_PIXELS / w))
+    picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+# ---- features and distances
+
+
+def extractor_of(settings: Any) -> FeatureExtractor:
+    from noisewise.evaluation.efficientnet import EfficientNetLite0
+    from noisewise.evaluation.inception import Inception
+
+    evaluate = settings["evaluate"]
+    if evaluate["features"] == "inception":
+        return Inception(Path(evaluate["inception_path"]), device=device())
+    return EfficientNetLite0(evaluate["tap"], device=device())
+
+
+def reference(job: Job) -> Result:
+    """Features of held-out images, and the floor: as many training images against them."""
+    from noisewise.evaluation.features import Features
+    from noisewise.evaluation.metrics import frechet_name
+
+    settings = job.settings
+    data, n = job.dataset(), settings["num_images"]
+    extractor = extractor_of(settings)
+    halves = [chosen(part, n, settings["seed"]) for part in (data.test, data.train)]
+    real, floor = (Features.of(extractor, half) for half in halves)
+    _save_features(job.workspace, real)
+    write_atomic(job.workspace / GRID, png_grid(np.asarray(halves[0].pixels[:NUM_IN_GRID])))
+    return {**scores(floor, real), "metric": frechet_name(extractor.name), "n": n}
+
+
+def chosen(images: Images, num_images: int, seed: int) -> Images:
+    """Some images of a split, the same for everyone who names the same seed."""
+    import torch
+
+    return images.subset(torch.randperm(len(images), generator=stream(seed, "reference"))[:num_images])
+
+
+def evaluate(job: Job) -> Result:
+    """Distances of one row's images from the held-out ones."""
+    from noisewise.evaluation.features import Features
+
+    images = np.load(job.input("sample") / IMAGES, allow_pickle=False)
+    sampled = job.step.inputs["sample"]
+    features = Features.of(
+        extractor_of(job.settings),
+        images,
+        model=sampled.inputs["model"].id,
+        sampler=str(sampled.settings["scheduler"]),
+        num_inference_steps=job.result_of("sample")["num_inference_steps"],
+        seed=sampled.settings["sample"]["seed"],
+        ema=True,
+    )
+    return scores(features, _load_features(job.input("reference")))
+
+
+def scores(sampled: Any, real: Any) -> Result:
+    """Fréchet distance and KID with their provenance, as JSON."""
+    from noisewise.evaluation.metrics import frechet_score, kid_score
+    from noisewise.evaluation.statistics import Statistics
+
+    frechet = frechet_score(Statistics.of(sampled), Statistics.of(real))
+    return {"frechet": frechet.to_dict(), "kid": kid_score(sampled, real).to_dict()}
+
+
+def _save_features(folder: Path, features: Any) -> None:
+    _save_array(folder / "features.npy", features.values)
+    write_json(folder / "features.json", features.provenance.to_dict())
+
+
+def _load_features(folder: Path) -> Any:
+    from noisewise.evaluation.features import Features
+    from noisewise.evaluation.provenance import Provenance
+
+    values = np.load(folder / "features.npy", allow_pickle=False)
+    return Features(values, Provenance.from_dict(read_json(folder / "features.json", "reference")))
+
+
+# ---- losses and times
+
+
+def loss(job: Job) -> Result:
+    """Held-out loss of one network per group of the plan and per bin of t, on the draws that every network sees."""
+    from noisewise.evaluation.losses import loss_per_timestep
+    from noisewise.workflow.steps import load_model, objective_of
+
+    settings = job.settings
+    num_images = settings["evaluate"]["num_loss_images"]
+    losses = loss_per_timestep(
+        load_model(job.input("model")),
+        objective_of(job),
+        job.dataset().test,
+        plan=Plan.from_dict(settings["plan"]),
+        num_images=num_images,
+        num_images_per_bin=max(1, num_images // 8),
+        seed=settings["seed"],
+        device=device(),
+    )
+    return {
+        "mean": losses.mean,
+        "groups": [None if group is None else group.mean for group in losses.groups],
+        "standard_errors": [None if group is None else group.standard_error for group in losses.groups],
+        "t": [part.t_centre for part in losses.bins],
+        "bins": [part.mean for part in losses.bins],
+    }
+
+
+def timing(job: Job) -> Result:
+    """Seconds per image of every row: rows take turns, so that a busy moment hits all; the median of the rounds."""
+    settings = job.settings
+    num_images = min(settings["timing"]["num_timing_images"], settings["sample"]["num_images"])
+    rows = [role[len("model[") : -1] for role in job.step.inputs if role.startswith("model[")]
+    total, done = len(rows) * (TIMING_ROUNDS + 1), 0
+
+    def call(row: str) -> Callable[[], None]:
+        model = load_denoiser(job.input(f"model[{row}]") / "model")[0].to(device()).eval()
+        num_steps = job.result_of(f"sample[{row}]")["num_inference_steps"]
+
+        def run() -> None:
+            nonlocal done
+            draw_images(model, settings, num_images, num_steps)
+            done += 1
+            job.update(done, total, row)
+
+        return run
+
+    measured = interleaved_latency({row: call(row) for row in rows}, repeats=TIMING_ROUNDS)
+    return {
+        "seconds_per_image": {row: latency.median / num_images for row, latency in measured.items()},
+        "rounds": {row: [seconds / num_images for seconds in latency.seconds] for row, latency in measured.items()},
+        "num_images": num_images,
+    }

@@ -1,0 +1,136 @@
+"""The base network a recipe asks for: described, checked, and built with seeded weights."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from noisewise.errors import SettingError
+from noisewise.files import sha256_file
+from noisewise.streams import seed_of
+from noisewise.workflow.explain import unknown_setting
+from noisewise.workflow.settings import ExistingModel, ObjectiveSettings, UNet2DSettings
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
+
+SET_BY_DATA = ("sample_size", "in_channels", "out_channels", "num_class_embeds")
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What the graph of steps needs to know of the images. ``fingerprint`` is empty where they could not be read."""
+
+    name: str
+    channels: int
+    size: int
+    num_classes: int | None
+    num_train: int
+    num_test: int
+    fingerprint: str
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.channels, self.size, self.size
+
+
+def unet2d_config(settings: UNet2DSettings, data: DataInfo, objective: ObjectiveSettings) -> dict[str, Any]:
+    """All settings of a new UNet2DModel."""
+    from diffusers import UNet2DModel
+
+    given = {key: value for key, value in settings.model_dump(mode="json").items() if key != "kind"}
+    known = [name for name in inspect.signature(UNet2DModel.__init__).parameters if name != "self"]
+    for name in given:
+        if name not in known:
+            raise SettingError(unknown_setting(f"model.{name}", ["kind", *known]))
+        if name in SET_BY_DATA:
+            raise SettingError(f"model.{name}: {given[name]!r} given; it follows from the data, leave it out")
+    levels = len(settings.block_out_channels)
+    down = settings.down_block_types or ("DownBlock2D",) * (levels - 1) + ("AttnDownBlock2D",)
+    up = settings.up_block_types or tuple(name.replace("Down", "Up") for name in reversed(down))
+    if data.size % 2 ** (levels - 1):
+        raise SettingError(
+            f"model.block_out_channels: {levels} resolutions need an image size divisible by {2 ** (levels - 1)}, "
+            f"the images have {data.size}; use fewer, or set data.image_size"
+        )
+    outputs = data.channels * (2 if objective.variance == "learned_range" else 1)
+    return {
+        "attention_head_dim": None,
+        **given,
+        "down_block_types": list(down),
+        "up_block_types": list(up),
+        "sample_size": data.size,
+        "in_channels": data.channels,
+        "out_channels": outputs,
+        "num_class_embeds": data.num_classes,
+    }
+
+
+def new_unet2d(config: Mapping[str, Any], names: tuple[object, ...]) -> ModelMixin:
+    """A network with fresh weights that depend on ``names`` alone."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(*names, "weights"))
+        return _checked_unet2d(config)
+
+
+def meta_unet2d(config: Mapping[str, Any]) -> ModelMixin:
+    """The same network without weights, to count its cost."""
+    import torch
+
+    with torch.device("meta"):
+        return _checked_unet2d(config)
+
+
+def _checked_unet2d(config: Mapping[str, Any]) -> ModelMixin:
+    from diffusers import UNet2DModel
+
+    try:
+        return UNet2DModel(**config)
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise SettingError(f"model: diffusers refuses this network ({str(error).splitlines()[0]})") from None
+
+
+def existing_model(settings: ExistingModel) -> tuple[ModelMixin, Any]:
+    """The network in a folder and its scheduler, if that is a pipeline's."""
+    from noisewise.models.loading import load_denoiser
+
+    model, scheduler = load_denoiser(settings.source)
+    return model, scheduler
+
+
+def weights_checksum(folder: Path) -> str:
+    """One checksum for all settings and weights in a model's folder, so that a changed model makes new steps."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".safetensors"))
+    return f"{seed_of(*(sha256_file(path) for path in files)):016x}"
+
+
+def check_fits(model: ModelMixin, data: DataInfo, objective: ObjectiveSettings) -> None:
+    """An existing network must take the recipe's images and labels and predict what the objective says."""
+    config: Any = model.config
+    if config.in_channels != data.channels:
+        raise SettingError(
+            f"model.from: the network takes images of {config.in_channels} channels, the data has {data.channels}"
+        )
+    expected = data.channels * (2 if objective.variance == "learned_range" else 1)
+    if config.out_channels != expected:
+        raise SettingError(
+            f"objective.variance: {objective.variance} needs {expected} output channels, "
+            f"the network in model.from has {config.out_channels}"
+        )
+    size = config.sample_size if isinstance(config.sample_size, int) else (config.sample_size or [None])[0]
+    if size is not None and size != data.size:
+        raise SettingError(
+            f"model.from: the network is made for images of {size} pixels, the data has {data.size}; "
+            f"set data.image_size: {size}"
+        )
+    classes = getattr(config, "num_class_embeds", None)
+    if (classes or None) != data.num_classes:
+        raise SettingError(
+            f"data.conditional: the network in model.from has {classes or 'no'} classes, the data gives "
+            f"{data.num_classes or 'none'}"
+        )

@@ -1,0 +1,175 @@
+"""All numbers of a run in one place: `results.json`, collected from the steps' records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from noisewise.workflow import provenance
+from noisewise.workflow.graph import Graph, Row
+from noisewise.workflow.steps import read_lines
+from noisewise.workflow.store import StepSpec, Store, utc_now
+from noisewise.workflow.verdict import verdict
+
+FORMAT = 1
+CURVE_POINTS = 400  # of the difficulty curve, so that the page stays small
+
+
+def collect(graph: Graph, store: Store, cached: Mapping[str, bool]) -> dict[str, Any]:
+    """`results.json` of a finished run.
+
+    Args:
+        cached: by step name, whether the step was done before this command.
+    """
+    rows = [_row(graph, row, store) for row in graph.rows]
+    own = next(row for row in graph.rows if row.id == graph.recipe.method)
+    reference = store.record(graph.reference).result
+    flags = {flag for row in graph.rows for flag in store.record(row.evaluate).result["frechet"]["flags"]}
+    return {
+        "format": FORMAT,
+        "name": graph.recipe.name,
+        "created": utc_now(),
+        "recipe": graph.recipe.to_dict(),
+        "versions": provenance.versions(),
+        "machine": provenance.machine(),
+        "command": provenance.command(),
+        "data": _data(graph),
+        "metric": {
+            "name": reference["metric"],
+            "floor": reference["frechet"]["value"],
+            "kid_floor": _interval(reference["kid"]),
+            "n": reference["n"],
+            "provenance": reference["frechet"],
+        },
+        "rows": rows,
+        "verdict": verdict(rows, graph.recipe.method),
+        "plan": graph.plan.to_dict(),
+        "difficulty": _difficulty(graph),
+        "routes": [{**r, "cost": r["cost"] / graph.base.macs} for r in store.record(own.sample).result["routes"]],
+        "loss_per_timestep": _loss_per_timestep(graph, store),
+        "training_curves": {step.name: _curve(store, step) for step in graph.steps if step.action == "train"},
+        "widths": _widths(graph, store, own),
+        "memory_bank": [record for step in _prunings(own) for record in _bank(store, step)],
+        "quality_against_images": _quality(graph, store, rows),
+        "timing": [
+            {"step": step.name, "seconds": store.record(step).seconds, "cached": cached.get(step.name, True)}
+            for step in graph.steps
+        ],
+        "warnings": [*graph.base.notes, *sorted(flags)],
+        "real_samples": "samples/real.png",
+        "model": own.model.id,
+    }
+
+
+def _row(graph: Graph, row: Row, store: Store) -> dict[str, Any]:
+    sample, evaluation = store.record(row.sample), store.record(row.evaluate)
+    loss = store.record(row.loss).result
+    timing = store.record(graph.timing)
+    cost = sample.result
+    return {
+        "id": row.id,
+        "label": row.label,
+        "note": row.note,
+        "frechet": evaluation.result["frechet"]["value"],
+        "kid": _interval(evaluation.result["kid"]),
+        "group_test_loss": loss["groups"],
+        "test_loss": loss["mean"],
+        **{key: cost[key] for key in ("macs_per_image", "num_inference_steps", "active_parameters")},
+        "resident_parameters": cost["resident_parameters"],
+        "seconds_per_image": timing.result["seconds_per_image"][row.id],
+        "training_images": sum(step.num_images for step in row.training),
+        "training_macs": sum(_training_macs(step, store) for step in row.training),
+        "samples": f"samples/{row.id}.png",
+        "provenance": {
+            "model": row.model.id,
+            **{key: evaluation.result["frechet"][key] for key in ("samples", "reference", "flags")},
+            "loss_standard_errors": loss["standard_errors"],
+            "seconds_per_image_rounds": timing.result["rounds"][row.id],
+            "timed_images": timing.result["num_images"],
+            "threads": timing.provenance.get("threads"),
+        },
+    }
+
+
+def _training_macs(step: StepSpec, store: Store) -> float:
+    """What a step behind a network spent; a training by the MACs of the network it really trained."""
+    if step.action != "train":
+        return step.macs
+    from noisewise.evaluation.cost import training_macs
+
+    teacher = store.record(step.inputs["teacher"]).result["macs"] if "teacher" in step.inputs else 0
+    return training_macs(store.record(step).result["macs"], step.num_images, teacher_macs=teacher)
+
+
+def _interval(score: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: score[key] for key in ("value", "low", "high")}
+
+
+def _data(graph: Graph) -> dict[str, Any]:
+    data = graph.data
+    names = ("name", "num_train", "num_test", "size", "channels", "num_classes", "fingerprint")
+    return {name: getattr(data, name) for name in names}
+
+
+def _difficulty(graph: Graph) -> dict[str, list[float]]:
+    curves = graph.plan.difficulty()
+    num = len(curves["t"])
+    keep = np.unique(np.linspace(0, num - 1, min(num, CURVE_POINTS)).round().astype(int))
+    return {name: [float(values[i]) for i in keep] for name, values in curves.items()}
+
+
+def _loss_per_timestep(graph: Graph, store: Store) -> dict[str, list[float]]:
+    losses = {row.id: store.record(row.loss).result for row in graph.rows if row.id != "base-fewer-steps"}
+    t = next(iter(losses.values()))["t"]
+    return {"t": t, **{row_id: loss["bins"] for row_id, loss in losses.items()}}
+
+
+def _curve(store: Store, step: StepSpec) -> list[dict[str, Any]]:
+    lines = read_lines(store.folder(step) / "metrics.jsonl")
+    return [{"images": line["images"], "loss": line["loss"], "bins": line["bins"]} for line in lines]
+
+
+def _prunings(own: Row) -> list[StepSpec]:
+    return [step for step in own.training if step.action == "prune"]
+
+
+def _group_of(step: StepSpec) -> int:
+    group = step.settings["names"][-1]
+    return group if isinstance(group, int) else -1
+
+
+def _widths(graph: Graph, store: Store, own: Row) -> list[dict[str, Any] | None]:
+    found: dict[int, dict[str, Any]] = {}
+    for step in _prunings(own):
+        info = store.record(step).result
+        axes = {name: [kept, info["full_widths"][name]] for name, kept in info["widths"].items()}
+        group = _group_of(step)
+        found[group] = {"group": group, "budget": info["asked"], "achieved": info["achieved"], "axes": axes}
+    return [found.get(group.index) for group in graph.plan.groups]
+
+
+def _bank(store: Store, step: StepSpec) -> list[dict[str, Any]]:
+    from noisewise.pruning.search import BANK
+
+    return read_lines(store.folder(step) / BANK)
+
+
+def _quality(graph: Graph, store: Store, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    snapshots = [
+        {"strategy": "base", "training_images": images, "frechet": store.record(step).result["frechet"]["value"]}
+        for images, step in graph.snapshots.items()
+    ]
+    rest = [{"strategy": row["id"], **{key: row[key] for key in ("training_images", "frechet")}} for row in rows]
+    return snapshots + rest
+
+
+def all_metrics(graph: Graph, store: Store) -> list[dict[str, Any]]:
+    """Every recorded point of every training, each with its step's name: `metrics.jsonl` of the run."""
+    return [
+        {"step": step.name, **line}
+        for step in graph.steps
+        if step.action == "train"
+        for line in read_lines(store.folder(step) / "metrics.jsonl")
+    ]

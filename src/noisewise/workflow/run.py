@@ -1,0 +1,199 @@
+"""A whole run: lay out the steps, say what they cost, do them, gather everything in the run's folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from noisewise.errors import SettingError
+from noisewise.files import read_json, write_atomic, write_json
+from noisewise.workflow.builder import build_graph
+from noisewise.workflow.executor import Runner, default_threads, run_parallel, run_serial, run_step
+from noisewise.workflow.graph import Graph, closure
+from noisewise.workflow.measure import GRID, scheduler_of
+from noisewise.workflow.progress import Sink
+from noisewise.workflow.recipe import Recipe, load_recipe
+from noisewise.workflow.results import all_metrics, collect
+from noisewise.workflow.store import StepSpec, Store, run_lock
+
+STORE = "store"
+RECIPE, RESULTS, PLAN, METRICS, PIPELINE = "recipe.yaml", "results.json", "plan.json", "metrics.jsonl", "pipeline"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run. ``changed`` is false where everything was there already."""
+
+    folder: Path
+    changed: bool
+
+
+def store_of(runs: Path) -> Store:
+    return Store(runs / STORE)
+
+
+def folder_of(recipe: Recipe, runs: Path) -> Path:
+    if recipe.name == STORE:
+        raise SettingError(f"name: {STORE!r} given; the folder of that name holds the steps, choose another")
+    return runs / recipe.name
+
+
+def open_graph(recipe: Recipe, runs: Path) -> tuple[Graph, Store]:
+    """The steps of a recipe, and where they lie. A recipe or data that cannot be used leaves nothing behind."""
+    store = store_of(runs)
+    folder_of(recipe, runs)
+    new = [folder for folder in (runs, store.root, store.root / "data") if not folder.exists()]
+    try:
+        return build_graph(recipe, store), store
+    except SettingError:
+        for folder in reversed(new):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        raise
+
+
+def run_recipe(graph: Graph, store: Store, runs: Path, sink: Sink, num_jobs: int = 1) -> Outcome:
+    """Do what is missing and gather the results.
+
+    Args:
+        runs: folder of all runs; the store lies in it.
+        num_jobs: worker processes; 1 works in this one.
+    """
+    recipe = graph.recipe
+    folder = folder_of(recipe, runs)
+    with run_lock(folder), disk_errors(folder):
+        write_if_new(folder / RECIPE, recipe.to_yaml())
+        write_if_new(folder / PLAN, json.dumps(graph.plan.to_dict(), indent=1) + "\n")
+        cached = {step.name: store.is_done(step) for step in graph.steps}
+        if num_jobs > 1:
+            run_parallel(graph.steps, store, sink, folder / RECIPE, num_jobs)
+        else:
+            run_serial(graph.steps, Runner(store, sink, recipe.data, default_threads(1)))
+        return Outcome(folder, gather(graph, store, folder, cached))
+
+
+def run_only(graph: Graph, store: Store, names: Sequence[str], sink: Sink) -> bool:
+    """Do single steps, for clusters; whether there was anything to do. Takes no run's lock, only the steps'."""
+    runner = Runner(store, sink, graph.recipe.data, default_threads(1))
+    steps = [graph.step(name) for name in names]
+    with disk_errors(store.root):
+        ran = [run_step(step, runner) for step in steps]
+    return any(ran)
+
+
+def gather(graph: Graph, store: Store, folder: Path, cached: dict[str, bool]) -> bool:
+    """Write the run's own files from the steps' artefacts; whether anything is new."""
+    results = collect(graph, store, cached)
+    before = _results_before(folder)
+    if before is not None and _lasting(before) == _lasting(results) and (folder / PIPELINE).is_dir():
+        return False
+    lines = "".join(json.dumps(line) + "\n" for line in all_metrics(graph, store))
+    write_atomic(folder / METRICS, lines)
+    (folder / "samples").mkdir(exist_ok=True)
+    for name, step in [("real", graph.reference), *((row.id, row.sample) for row in graph.rows)]:
+        write_atomic(folder / "samples" / f"{name}.png", (store.folder(step) / GRID).read_bytes())
+    own = next(row for row in graph.rows if row.id == graph.recipe.method)
+    if before is None or before.get("model") != own.model.id or not (folder / PIPELINE).is_dir():
+        write_pipeline(own.model, own.sample, store, folder / PIPELINE)
+    write_json(folder / RESULTS, results)
+    return True
+
+
+def _results_before(folder: Path) -> dict[str, Any] | None:
+    if not (folder / RESULTS).is_file():
+        return None
+    try:
+        results = read_json(folder / RESULTS, "results")
+    except SettingError:
+        return None  # damaged; it is written anew
+    return results if isinstance(results, dict) else None
+
+
+def _lasting(results: dict[str, Any]) -> Any:
+    """What stays the same when the same command is given again."""
+    changing = ("created", "command", "timing")
+    return json.loads(json.dumps({key: value for key, value in results.items() if key not in changing}))
+
+
+def write_pipeline(model: StepSpec, sample: StepSpec, store: Store, folder: Path) -> None:
+    """The method's network and sampler as a stock pipeline, whole or not at all."""
+    from noisewise.models.loading import load_denoiser, save_pipeline
+
+    store.check(model)
+    denoiser, _ = load_denoiser(store.folder(model) / "model")
+    beside = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(beside, ignore_errors=True)
+    save_pipeline(denoiser, scheduler_of(sample.settings), beside)
+    shutil.rmtree(folder, ignore_errors=True)
+    beside.rename(folder)
+
+
+def write_if_new(path: Path, text: str) -> None:
+    """Leave a file alone that says the same already."""
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_atomic(path, text)
+
+
+@contextmanager
+def disk_errors(place: Path) -> Iterator[None]:
+    """A full disk is a user's problem with one clear line."""
+    import errno
+
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise SettingError(f"{place}: the disk is full; free some space and give the same command again") from None
+
+
+@dataclass(frozen=True)
+class StepState:
+    """One line of `status` and of `--dry-run`."""
+
+    step: StepSpec
+    state: str  # done, running, failed, to run
+    seconds: float | None = None
+    parameters: int | None = None
+    message: str = ""
+
+
+def states(graph: Graph, store: Store) -> list[StepState]:
+    """Where every step stands."""
+    found = []
+    for step in graph.steps:
+        if store.is_done(step):
+            record = store.record(step)
+            parameters = record.result.get("parameters")
+            found.append(StepState(step, "done", record.seconds, parameters))
+        elif store.is_running(step):
+            found.append(StepState(step, "running"))
+        elif failure := store.failure(step):
+            found.append(StepState(step, "failed", message=failure))
+        else:
+            found.append(StepState(step, "to run", parameters=_predicted_parameters(graph, step)))
+    return found
+
+
+def _predicted_parameters(graph: Graph, step: StepSpec) -> int | None:
+    """Of networks shaped as the base; a pruned one's are known once it is cut."""
+    if step.action not in ("train", "take", "untrained"):
+        return None
+    is_pruned = any(source.action == "prune" for source in closure([step]))
+    return None if is_pruned else graph.base.parameters
+
+
+def open_run(folder: Path) -> tuple[Graph, Store]:
+    """The graph and store of a run's folder."""
+    if not (folder / RECIPE).is_file():
+        raise SettingError(f"{folder}: is no run's folder (it has no {RECIPE})")
+    recipe = load_recipe(folder / RECIPE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return open_graph(recipe, folder.parent)

@@ -1,0 +1,205 @@
+"""One job on one model, outside of any run: plan, prune, sample, evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from noisewise.errors import SettingError
+from noisewise.files import write_atomic, write_json
+from noisewise.models.loading import load_denoiser, save_pipeline
+from noisewise.models.networks import describe
+from noisewise.objectives import Objective
+from noisewise.planning.plan import Plan
+from noisewise.schedule import NoiseSchedule
+from noisewise.workflow import measure
+from noisewise.workflow.explain import explain
+from noisewise.workflow.foundation import make_plan, make_schedule
+from noisewise.workflow.recipe import Recipe, apply_overrides
+from noisewise.workflow.settings import PlanSettings, SchedulerKind, Section
+
+
+class _PlanOfModel(Section):
+    """What `--set` may change when a model is planned for without a recipe."""
+
+    plan: PlanSettings = PlanSettings()
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan with what it means for a network."""
+
+    plan: Plan
+    macs: int  # of one forward pass of the base on one image
+    parameters: int
+    scheduler: Any
+    num_inference_steps: int
+
+
+def plan_model(folder: Path, overrides: Sequence[str], sampler: SchedulerKind, num_inference_steps: int) -> Planned:
+    """A plan for an existing model by its own noise schedule."""
+    from noisewise.models.cost import count_parameters
+    from noisewise.sampling.schedulers import build_scheduler
+
+    model, scheduler = load_denoiser(folder)
+    if scheduler is None:
+        raise SettingError(f"{folder}: has no scheduler; give the folder of a pipeline, or a recipe with `model.from`")
+    raw = apply_overrides({}, overrides)
+    try:
+        settings = _PlanOfModel.model_validate(raw).plan
+    except ValidationError as error:
+        raise SettingError(explain(error, _PlanOfModel, raw)) from None
+    schedule = NoiseSchedule.from_scheduler(scheduler)
+    chosen = build_scheduler(sampler, scheduler)
+    plan = make_plan(settings, schedule, schedule.visited(chosen, num_inference_steps))
+    return Planned(plan, measure.macs_of(model), count_parameters(model), chosen, num_inference_steps)
+
+
+def prune_model(
+    folder: Path,
+    budget: float,
+    out: Path,
+    importance: str,
+    recipe: Recipe | None,
+    timesteps: tuple[int, int] | None,
+    seed: int,
+) -> Any:
+    """Prune one model to one budget and save it; with a recipe its images and objective score the channels."""
+    from noisewise.pruning.prune import prune_to_budget
+
+    _check_new(out)
+    model, scheduler = load_denoiser(folder)
+    needed: dict[str, Any] = {}
+    if importance in ("taylor", "diff-pruning"):
+        if recipe is None:
+            raise SettingError(
+                f"--importance {importance}: it looks at images; name a recipe with their `data` by --recipe, "
+                "or use magnitude or random"
+            )
+        from noisewise.data.load import load_data
+
+        schedule = make_schedule(recipe.schedule, scheduler)
+        needed["objective"] = Objective(schedule, **recipe.objective.model_dump())
+        needed["images"] = load_data(recipe.data).train
+        needed["timesteps"] = timesteps
+    elif timesteps is not None:
+        raise SettingError(f"--timesteps: {importance} importance would ignore it; use taylor or diff-pruning")
+    model = model.to(measure.device())
+    small, info = prune_to_budget(model, describe(model).example_inputs(model), budget, importance, seed=seed, **needed)  # type: ignore[arg-type]  # the kind is checked where it is used
+    small = small.to("cpu")
+    if scheduler is None:
+        small.save_pretrained(out)
+    else:
+        save_pipeline(small, scheduler, out)
+    write_json(out / "pruning.json", info.to_dict())
+    return info
+
+
+def sample_model(
+    folder: Path,
+    out: Path,
+    num_images: int,
+    sampler: SchedulerKind,
+    num_inference_steps: int,
+    seed: int,
+    batch_size: int,
+    eta: float,
+    progress: Callable[[float], None] | None = None,
+) -> np.ndarray:
+    """Images of a model as PNG files, and a grid of the first."""
+    import io
+
+    from PIL import Image
+
+    _check_new(out)
+    images = images_of(folder, num_images, sampler, num_inference_steps, seed, batch_size, eta, progress)
+    out.mkdir(parents=True, exist_ok=True)
+    digits = len(str(num_images - 1))
+    for i, image in enumerate(images):
+        pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        write_atomic(out / f"{i:0{digits}d}.png", buffer.getvalue())
+    write_atomic(out / measure.GRID, measure.png_grid(images[: measure.NUM_IN_GRID]))
+    return images
+
+
+def images_of(
+    folder: Path,
+    num_images: int,
+    sampler: SchedulerKind,
+    num_inference_steps: int,
+    seed: int,
+    batch_size: int,
+    eta: float,
+    progress: Callable[[float], None] | None = None,
+) -> np.ndarray:
+    """[num_images, C, H, W] uint8 from a model's or pipeline's folder."""
+    from noisewise.sampling.sampler import sample_images
+    from noisewise.sampling.schedulers import build_scheduler
+
+    model, scheduler = load_denoiser(folder)
+    if scheduler is None:
+        raise SettingError(f"{folder}: has no scheduler; give the folder of a pipeline")
+    model = model.to(measure.device()).eval()
+    num_classes = getattr(model.config, "num_class_embeds", None)
+    return sample_images(
+        model,
+        build_scheduler(sampler, scheduler, scheduler.config.get("prediction_type", "epsilon")),
+        num_images,
+        num_inference_steps=num_inference_steps,
+        seed=seed,
+        batch_size=batch_size,
+        class_labels=measure.class_labels(num_images, num_classes),
+        eta=eta,
+        progress=progress,
+    ).numpy()
+
+
+def evaluate_model(
+    folder: Path,
+    recipe: Recipe,
+    statistics: Path | None = None,
+    save_statistics: Path | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> dict[str, Any]:
+    """Distances of a model's images from a recipe's held-out images, or from saved statistics, with provenance."""
+    from noisewise.data.load import load_data
+    from noisewise.evaluation.features import Features
+    from noisewise.evaluation.metrics import frechet_score, kid_score
+    from noisewise.evaluation.statistics import Statistics
+
+    sample = recipe.sample
+    known = None if statistics is None else Statistics.load(statistics)
+    test = load_data(recipe.data).test
+    if known is None and sample.num_images > len(test):
+        raise SettingError(f"sample.num_images: {sample.num_images} given; there are {len(test)} held-out images")
+    extractor = measure.extractor_of({"evaluate": recipe.evaluate.model_dump(mode="json")})
+    images = images_of(
+        folder, sample.num_images, sample.scheduler, sample.num_inference_steps, sample.seed, sample.batch_size,
+        sample.eta, progress,
+    )  # fmt: skip
+    sampled = Features.of(
+        extractor, images, model=folder.name, sampler=sample.scheduler,
+        num_inference_steps=sample.num_inference_steps, seed=sample.seed,
+    )  # fmt: skip
+    if save_statistics is not None:
+        Statistics.of(sampled).save(save_statistics)
+    if known is not None:
+        return {"frechet": frechet_score(Statistics.of(sampled), known).to_dict(), "kid": None}
+    real = Features.of(extractor, measure.chosen(test, sample.num_images, sample.seed))
+    return {
+        "frechet": frechet_score(Statistics.of(sampled), Statistics.of(real)).to_dict(),
+        "kid": kid_score(sampled, real).to_dict(),
+    }
+
+
+def _check_new(out: Path) -> None:
+    """Nothing of the user's is overwritten."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise SettingError(f"--out {out}: exists and is not an empty folder; name another")

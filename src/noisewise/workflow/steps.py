@@ -1,0 +1,228 @@
+"""What the steps that make networks do: take, train, prune, assemble, from their settings and inputs alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from noisewise.errors import SettingError
+from noisewise.models.cost import count_macs, count_parameters
+from noisewise.models.loading import load_denoiser
+from noisewise.models.networks import describe
+from noisewise.objectives import Objective
+from noisewise.planning.plan import Plan
+from noisewise.schedule import NoiseSchedule
+from noisewise.streams import seed_of
+from noisewise.workflow import measure
+from noisewise.workflow.networks import new_unet2d
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
+
+    from noisewise.workflow.executor import Job
+
+MODEL = "model"  # folder of a step's network
+Result = dict[str, Any]
+
+
+def objective_of(job: Job) -> Objective:
+    settings = job.settings["objective"].model_dump()
+    return Objective(NoiseSchedule.from_dict(job.settings["schedule"]), **settings)
+
+
+def load_model(folder: Path) -> ModelMixin:
+    """The network that a step made, on the device where work is done."""
+    model, _ = load_denoiser(folder / MODEL)
+    return model.to(measure.device())
+
+
+def save_model(job: Job, model: ModelMixin) -> Result:
+    """Write a step's network; what it costs is its result."""
+    folder = job.workspace / MODEL
+    if folder.exists():
+        shutil.rmtree(folder)  # of an attempt that was stopped here
+    model.to("cpu").save_pretrained(folder)
+    return cost_of(model)
+
+
+def cost_of(model: ModelMixin) -> Result:
+    macs = count_macs(model, describe(model).example_inputs(model))
+    return {"macs": macs, "parameters": count_parameters(model)}
+
+
+def new_network(network: dict[str, Any], names: tuple[object, ...]) -> ModelMixin:
+    """The network that settings describe: a new one with seeded weights, or an existing one."""
+    if "config" in network:
+        return new_unet2d(network["config"], names)
+    model, _ = load_denoiser(network["from"])
+    return model
+
+
+def take(job: Job) -> Result:
+    """An existing network as it is."""
+    return save_model(job, new_network(job.settings["network"], ()))
+
+
+def untrained(job: Job) -> Result:
+    """A new network as it is."""
+    return save_model(job, new_network(job.settings["network"], (job.settings["seed"], "untrained")))
+
+
+def train(job: Job) -> Result:
+    """Stage 1, stage 2, a single stage: `training.train` on this step's network and timesteps."""
+    from noisewise.training.loop import train as run_training
+
+    settings = job.settings
+    names = (settings["seed"], *settings["names"])
+    if "source" in job.step.inputs:
+        model = load_model(job.input("source"))
+        if settings.get("fresh"):
+            model = reinitialised(model, names)
+    else:
+        model = new_network(settings["network"], names).to(measure.device())
+    teacher = load_model(job.input("teacher")) if "teacher" in job.step.inputs else None
+    total = settings["train"].num_images
+    snapshots = settings.get("snapshots", [])
+    result = run_training(
+        model,
+        objective_of(job),
+        job.dataset().train,
+        settings["train"],
+        seed=settings["seed"],
+        workspace=job.workspace,
+        names=settings["names"],
+        timesteps=settings["timesteps"],
+        teacher=teacher,
+        horizontal_flip=settings["horizontal_flip"],
+        snapshots=snapshots,
+        log=lambda step: job.update(
+            step.images_seen, total, f"loss {step.loss:.4f}, {step.images_per_second:,.0f} images/s"
+        ),
+    )
+    keep_snapshots(job, result.model, snapshots)
+    return {
+        **save_model(job, result.model),
+        "num_images": result.num_images,
+        "training_seconds": round(result.seconds, 3),
+        "resumed_at": result.resumed_at,
+        "bin_edges": list(result.bin_edges),
+    }
+
+
+def reinitialised(model: ModelMixin, names: tuple[object, ...]) -> ModelMixin:
+    """A network of the same shape with fresh weights."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(*names, "weights"))
+        return type(model).from_config(model.config).to(model.device)
+
+
+def keep_snapshots(job: Job, model: ModelMixin, snapshots: list[int]) -> None:
+    """Turn the weights kept on the way into networks of their own, so that anything can load them.
+
+    The weights stay until the step is done: a second attempt, which trains no further, needs them again.
+    """
+    import copy
+
+    from noisewise.files import load_tensors
+
+    for images in snapshots:
+        snapshot = copy.deepcopy(model).to("cpu")
+        snapshot.load_state_dict(load_tensors(job.workspace / "snapshots" / f"{images}.safetensors"))
+        snapshot.save_pretrained(job.workspace / f"snapshot-{images}" / MODEL)
+
+
+def prune(job: Job) -> Result:
+    """Rounds of candidate widths within the budget, the best of which is cut from the source."""
+    from noisewise.pruning.search import search
+
+    settings, prune = job.settings, job.settings["prune"]
+    budget = settings["budget"]
+    if budget is None:
+        budget = job.result_of("match")["mean_fraction"]
+        if budget >= 1:
+            job.note("the cost to match is the base's, so nothing is pruned")
+            return {**save_model(job, load_model(job.input("source"))), "budget": 1.0, "achieved": 1.0}
+    source = load_model(job.input("source"))
+    group = settings["names"][-1]
+    done, total = 0, prune.proposer.rounds * prune.proposer.candidates
+
+    def log(line: str) -> None:
+        nonlocal done
+        done += 1
+        job.update(done, total, line.partition(": ")[2])
+
+    found = search(
+        source,
+        describe(source).example_inputs(source),
+        budget,
+        prune.proposer,
+        objective=objective_of(job),
+        images=job.dataset().train,
+        timesteps=settings["timesteps"],
+        group=group if isinstance(group, int) else -1,
+        importance=prune.importance,
+        timestep_stride=prune.timestep_stride,
+        tolerance=prune.tolerance,
+        workspace=job.workspace,
+        seed=settings["seed"],
+        log=log,
+    )
+    return {**save_model(job, found.model), "budget": budget, **found.info.to_dict()}
+
+
+def cost(job: Job) -> Result:
+    """What an image by the experts costs, before they are fine-tuned."""
+    shapes = {role: job.result_of(role) for role in job.step.inputs}
+    plan = Plan.from_dict(job.settings["plan"])
+    macs = [shapes.get(f"expert[{g.index}]", {}).get("macs") for g in plan.groups]
+    base_macs = max((s["base_macs"] for s in shapes.values() if "base_macs" in s), default=max(filter(None, macs)))
+    routes = plan.routes(measure.scheduler_of(job.settings), job.settings["num_inference_steps"], macs)
+    return {"macs_per_image": routes.total, "mean_fraction": routes.mean / base_macs, "base_macs": base_macs}
+
+
+def assemble(job: Job) -> Result:
+    """The experts as one diffusers model."""
+    from noisewise.models.experts import ExpertDenoiser
+
+    plan = Plan.from_dict(job.settings["plan"])
+    experts: list[Any] = [None] * len(plan.groups)
+    for group in plan.groups:
+        if not group.is_empty:
+            experts[group.index], _ = load_denoiser(job.input(f"expert[{group.index}]") / MODEL)
+    model = ExpertDenoiser(experts, plan)
+    folder = job.workspace / MODEL
+    if folder.exists():
+        shutil.rmtree(folder)
+    model.save_pretrained(folder)
+    macs = [None if expert is None else cost_of(expert)["macs"] for expert in experts]
+    return {"macs": macs, "active_parameters": model.active_parameters(), "parameters": model.resident_parameters()}
+
+
+ACTIONS: dict[str, Callable[[Job], Result]] = {
+    "take": take,
+    "untrained": untrained,
+    "train": train,
+    "prune": prune,
+    "cost": cost,
+    "assemble": assemble,
+    "sample": measure.sample,
+    "reference": measure.reference,
+    "evaluate": measure.evaluate,
+    "loss": measure.loss,
+    "timing": measure.timing,
+}
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Records of a JSONL file; none where it does not exist."""
+    if not path.is_file():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines() if line]
+    except json.JSONDecodeError as error:
+        raise SettingError(f"{path}: is not whole ({error})") from None
