@@ -1,0 +1,67 @@
+"""A short model card for the pipeline folder: what it is, what it scores, how to load it, what it does not promise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from noisewise.files import write_atomic
+from noisewise.report.results import Results, load_results
+from noisewise.report.tables import markdown_table
+
+
+def model_card(results: Results) -> str:
+    """The card as markdown with the front matter that model hubs read."""
+    import yaml
+
+    front = {"library_name": "diffusers", "tags": ["diffusion", "noisewise", "unconditional-image-generation"]}
+    data, metric, plan = results.data, results.metric, results.plan
+    parts = [f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n", f"# {_plain(results.name)}\n"]
+    if results.verdict:
+        parts.append(f"{_plain(results.verdict)}\n")
+    if plan and plan.groups:
+        limits = ", ".join(f"[{g.t_start:g}, {g.t_stop:g}): {g.cost_limit:.2f}" for g in plan.groups if not g.is_empty)
+        parts.append(
+            "One denoiser per range of noise levels. Ranges of the training timestep and the share of the base's "
+            f"compute that each may cost: {limits}.\n"
+        )
+    parts.append(
+        "```python\nimport noisewise  # the denoiser's class\nfrom diffusers import DiffusionPipeline\n\n"
+        'images = DiffusionPipeline.from_pretrained("path/to/this/folder")(num_inference_steps='
+        f"{_steps(results)}).images\n```\n"
+    )
+    if results.rows:
+        parts += ["## Measured\n", markdown_table(results)]
+    facts = []
+    if data:
+        facts.append(
+            f"Trained on {_plain(data.name)} ({_count(data.num_train)} images); held out: {_count(data.num_test)}."
+        )
+    if metric and metric.name:
+        facts.append(f"Metric: `{metric.name}`, {_count(metric.n)} images a side; comparable only within this table.")
+    if results.command:
+        facts.append(f"Made by `{results.command}`.")
+    if facts:
+        parts += ["## How it was made\n", "\n".join(f"- {fact}" for fact in facts) + "\n"]
+    return "\n".join(parts)
+
+
+def write_card(run_folder: Path) -> Path | None:
+    """Write ``pipeline/README.md`` of a run; None where the run has no pipeline."""
+    folder = Path(run_folder) / "pipeline"
+    if not folder.is_dir():
+        return None
+    write_atomic(folder / "README.md", model_card(load_results(Path(run_folder))))
+    return folder / "README.md"
+
+
+def _steps(results: Results) -> int:
+    row = results.row("tdc")
+    return (row.num_inference_steps if row else None) or len(results.routes) or 50
+
+
+def _count(number: int | None) -> str:
+    return "unknown" if number is None else f"{number:,}"
+
+
+def _plain(text: str) -> str:
+    return text.replace("<", "&lt;").replace("\n", " ")

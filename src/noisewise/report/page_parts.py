@@ -1,0 +1,168 @@
+"""What the page shows besides tables and figures: groups, routes, timing, pictures and text, ready to print."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from noisewise.report.columns import MISSING
+from noisewise.report.results import Results, Timing
+
+_REAL = "samples/real.png"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A grid of images, embedded."""
+
+    label: str
+    note: str
+    uri: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class GroupLine:
+    """A group of the plan as the page lists it."""
+
+    index: int
+    start: str
+    stop: str
+    timesteps: str
+    limit: str
+    achieved: str
+    steps: int
+    is_empty: bool
+
+
+@dataclass(frozen=True)
+class RouteSpan:
+    """Neighbouring sampling steps that one group serves."""
+
+    first: int
+    last: int
+    t_first: str
+    t_last: str
+    group: int
+    steps: int
+    cost: str
+    total: str
+
+
+@dataclass(frozen=True)
+class KindOfStep:
+    """Steps that differ only in their group or row."""
+
+    name: str
+    number: int
+    seconds: float
+    cached: int
+
+
+def number(value: float | None, pattern: str = ",.4g") -> str:
+    """A number of the text: 1,437 or 0.653; unknown ones as a dash."""
+    if value is None:
+        return MISSING
+    if float(value).is_integer() and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return format(value, pattern)
+
+
+def duration(seconds: float | None) -> str:
+    """0.4 s, 12 s, 3 min 20 s, 2 h 05 min."""
+    if seconds is None:
+        return MISSING
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def flattened(value: Any, name: str = "") -> list[tuple[str, str]]:
+    """Nested settings as (dotted name, text)."""
+    if isinstance(value, Mapping):
+        return [
+            pair for key, inner in value.items() for pair in flattened(inner, f"{name}.{key}" if name else str(key))
+        ]
+    if isinstance(value, list):
+        return [(name, ", ".join(str(inner) for inner in value))]
+    return [(name, "not given" if value is None else str(value))]
+
+
+def group_lines(results: Results) -> list[GroupLine]:
+    """The plan's groups with what pruning achieved and how many sampling steps each serves."""
+    achieved = {expert.group: expert.achieved for expert in results.widths if expert is not None}
+    lines = []
+    for i, group in enumerate(results.groups):
+        steps = sum(step.group == i for step in results.routes)
+        share = achieved.get(i)
+        lines.append(GroupLine(i, number(group.t_start), number(group.t_stop), number(group.num_timesteps),
+                               f"{group.cost_limit:.3f}", MISSING if share is None else f"{share:.3f}", steps,
+                               group.is_empty))  # fmt: skip
+    return lines
+
+
+def route_spans(results: Results) -> list[RouteSpan]:
+    """The route table with neighbouring steps of one group in one line."""
+    runs: list[list[Any]] = []
+    for step in results.routes:
+        if runs and runs[-1][-1].group == step.group and runs[-1][-1].cost == step.cost:
+            runs[-1].append(step)
+        else:
+            runs.append([step])
+    return [
+        RouteSpan(run[0].step, run[-1].step, number(run[0].t), number(run[-1].t), run[0].group, len(run),
+                  number(run[0].cost), number(None if run[0].cost is None else run[0].cost * len(run)))
+        for run in runs
+    ]  # fmt: skip
+
+
+def kinds_of_steps(results: Results) -> list[KindOfStep]:
+    """Timing by kind of step: ``finetune[0]`` and ``finetune[1]`` together."""
+    kinds: dict[str, list[Timing]] = {}
+    for step in results.timing:
+        kinds.setdefault(step.step.split("[")[0], []).append(step)
+    return [
+        KindOfStep(name, len(steps), sum(step.seconds or 0 for step in steps), sum(step.cached for step in steps))
+        for name, steps in kinds.items()
+    ]
+
+
+def data_uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def pictures(results: Results, run_folder: Path) -> list[Picture]:
+    """The rows' sample grids that exist, each from the same seeds, and real images last."""
+    named = [(row.name, row.note or "", row.samples) for row in results.rows if row.samples]
+    known = {path for _, _, path in named}
+    if "samples/base.png" not in known:
+        named.insert(0, ("Base", "before anything else was trained", "samples/base.png"))
+    shown = []
+    for label, note, path in [*named, ("Real images", "of the held-out part", _REAL)]:
+        file = (run_folder / path).resolve()
+        if file.is_file() and file.is_relative_to(run_folder.resolve()):
+            alt = f"Grid of images: {label}"
+            shown.append(Picture(label, note, data_uri("image/png", file.read_bytes()), alt))
+    return shown
+
+
+def whole_groups(results: Results) -> list[int]:
+    """Groups that have timesteps but were not pruned, in a run that pruned others."""
+    pruned = {expert.group for expert in results.widths if expert is not None}
+    return [i for i, group in enumerate(results.groups) if not group.is_empty and i not in pruned]
+
+
+def verdict_of(results: Results) -> list[str]:
+    """The verdict's answer, then its reasons."""
+    if not results.verdict:
+        return ["This run has no verdict: there were not enough rows to compare."]
+    return re.split(r"(?<=[.!?])\s+(?=[A-Z])", results.verdict.strip(), maxsplit=1)
