@@ -62,9 +62,7 @@ def load_checkpoint(workspace: Path) -> tuple[dict[str, dict[str, torch.Tensor]]
 
     A damaged one is passed over, with a warning, for the one before; without one before it is refused.
     """
-    newest, previous, beside = _places(workspace)
-    if not newest.exists() and beside.exists() and _damage(beside) is None:
-        beside.rename(newest)  # the process ended between the two moves
+    newest, previous, _ = _places(workspace)
     if not newest.exists() and not previous.exists():
         return None
     damage = _damage(newest) if newest.exists() else None
@@ -77,6 +75,13 @@ def load_checkpoint(workspace: Path) -> tuple[dict[str, dict[str, torch.Tensor]]
         chosen = previous
     state = read_json(chosen / "state.json", "checkpoint")
     return {Path(name).stem: load_tensors(chosen / name) for name in state["files"]}, state
+
+
+def finish_move(workspace: Path) -> None:
+    """Put a whole new checkpoint in its place where a process ended between the two moves; for one process to call."""
+    newest, _, beside = _places(workspace)
+    if not newest.exists() and beside.exists() and _damage(beside) is None:
+        beside.rename(newest)
 
 
 def drop_previous(workspace: Path) -> None:

@@ -15,7 +15,14 @@ from noisewise.errors import SettingError, TrainingError
 from noisewise.files import save_tensors
 from noisewise.objectives import Draw, ImageSource, Objective
 from noisewise.streams import seed_of, stream
-from noisewise.training.checkpoint import drop_previous, has_checkpoint, load_checkpoint, save_checkpoint, writing
+from noisewise.training.checkpoint import (
+    drop_previous,
+    finish_move,
+    has_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    writing,
+)
 from noisewise.training.curve import LossBins, TrainStep
 from noisewise.training.ema import Ema
 from noisewise.training.environment import check_arguments, fingerprint, prepared, same_run
@@ -120,6 +127,9 @@ class _Loop:
         start, stop = self.objective.check_timesteps(None if whole else self.timesteps)
         self.bins = LossBins(start, stop, self.accelerator.device)
         self.recorder = Recorder(self.accelerator, self.bins, self.settings, workspace, log)
+        if workspace is not None and self.accelerator.is_main_process:
+            finish_move(workspace)
+        self.accelerator.wait_for_everyone()
         if workspace is not None and (checkpoint := load_checkpoint(workspace)) is not None:
             self._restore(*checkpoint)
         self.resumed_at = self.images_seen

@@ -1,0 +1,104 @@
+"""Several processes share a batch, draw each its own part and end with the same weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from noisewise.files import load_tensors
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import numpy as np, torch
+from accelerate import debug_launcher
+from diffusers import UNet2DModel
+from noisewise.data.images import Images
+from noisewise.errors import SettingError
+from noisewise.files import save_tensors
+from noisewise.objectives import Objective
+from noisewise.schedule import NoiseSchedule
+from noisewise.training.loop import train
+from noisewise.training.settings import TrainSettings
+
+
+def work(folder, stop_after, batch_size):
+    torch.manual_seed(0)
+    model = UNet2DModel(sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8,), layers_per_block=1,
+                        norm_num_groups=4, down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
+    seen = []
+
+    def record(_, args):
+        seen.append(args[1].tolist())
+        if stop_after and len(seen) > stop_after:
+            raise RuntimeError("interrupted on purpose")
+
+    model.register_forward_pre_hook(record)
+    data = Images.from_pixels(np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8))
+    given = TrainSettings(num_images=72, batch_size=batch_size, learning_rate=1e-2, checkpoint_images=32)
+    result = train(model, Objective(NoiseSchedule.named("linear", 100)), data, given, seed=0, workspace=folder)
+    rank = torch.distributed.get_rank()
+    save_tensors(folder / f"rank{rank}.safetensors", result.model.state_dict())
+    losses = [[step.images_seen, step.loss] for step in result.curve]
+    values = {"seen": seen, "losses": losses, "resumed": result.resumed_at}
+    (folder / f"rank{rank}.json").write_text(json.dumps(values))
+
+
+def failure(*arguments):
+    try:
+        debug_launcher(work, arguments, num_processes=2)
+    except Exception as error:
+        return str(error)
+    return ""
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    assert failure(folder / "whole", 0, 16) == ""
+    assert "interrupted on purpose" in failure(folder / "cut", 3, 16)
+    assert failure(folder / "cut", 0, 16) == ""
+    (folder / "refused").write_text(failure(folder / "odd", 0, 15))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes wrote: trained in one go, and interrupted and continued."""
+    folder = tmp_path_factory.mktemp("processes")
+    (folder / "script.py").write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, str(folder / "script.py"), str(folder)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def test_both_processes_end_with_the_same_weights(folder: Path) -> None:
+    first, second = (load_tensors(folder / "whole" / f"rank{rank}.safetensors") for rank in (0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert "batch_size: 15 cannot be split evenly over 2 processes" in (folder / "refused").read_text()
+
+
+def test_the_batch_is_split_and_each_part_drawn_apart(folder: Path) -> None:
+    first, second = (json.loads((folder / "whole" / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    assert [len(t) for t in first["seen"]] == [8, 8, 8, 8, 4]
+    assert [len(t) for t in second["seen"]] == [8, 8, 8, 8, 4]
+    assert all(a != b for a, b in zip(first["seen"], second["seen"], strict=True))
+    assert first["losses"] == second["losses"]  # the mean over both
+    assert first["losses"][-1][0] == 72
+
+
+def test_two_processes_resume_to_the_same_bits(folder: Path) -> None:
+    whole, continued = (load_tensors(folder / name / "rank0.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], continued[name]) for name in whole)
+    assert json.loads((folder / "cut" / "rank1.json").read_text())["resumed"] == 32
