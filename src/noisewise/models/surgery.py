@@ -37,14 +37,15 @@ def cut(model: ModelMixin, kept: Mapping[str, torch.Tensor]) -> ShapedUNet2DMode
     """
     network = describe(model)
     net = network.wiring(model)
-    channels = {name: torch.arange(axis.width, device=model.device) for name, axis in net.axes.items()}
+    device = model.device
+    channels = {name: torch.arange(axis.width, device=device) for name, axis in net.axes.items()}
     for name, indices in kept.items():
-        channels[name] = _checked(net, name, indices).to(model.device)
+        channels[name] = _checked(net, name, indices).to(device)
     for attention in net.attentions:
         _check_whole_heads(net, attention, channels[attention.axis])
 
     small = network.reshaped(model, _shape(model, net, channels))
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items() if name in small.state_dict()}
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for layer in net.layers:
         if layer.kind != "embedding":
             _slice(state, net, layer, channels)
