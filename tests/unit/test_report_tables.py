@@ -55,6 +55,10 @@ def test_a_column_has_one_unit_and_one_number_of_decimals() -> None:
     assert decimals_of([31.2, 8.1], 3) == 1
     assert decimals_of([0.07716, 0.0769], 4) == 5
     assert decimals_of([50, 41], 3) == 0
+    assert decimals_of([1370.4, -0.3], 3) == 1
+    assert scale_of("thousandths", [0.0128, -0.0004]) == (1e-3, "×10⁻³")
+    assert scale_of("thousandths", [1370.4, 0.1]) == (1.0, "")
+    assert format_value(-0.3, 1, 0) == "0"
     assert format_value(Interval(value=-0.0004, low=-0.001, high=0.0002), 1e-3, 1) == "−0.4 [−1.0, 0.2]"
     assert format_value((181e3, 287e3), 1e3, 0) == "181–287"
     assert format_value((287e3, 287e3), 1e3, 0) == "287"

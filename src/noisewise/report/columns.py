@@ -98,17 +98,17 @@ def columns_of(results: Results) -> list[Column]:
                f"sampled and real images ({metric.name or 'features not named'}, {n}, all rows and the floor against "
                "the same real images). Lower is better; it depends on n.",
                lambda row: row.frechet, floor=lambda m: m.floor, is_quality=True),
-        Column("kid", "Quality", "KID", "×10⁻³", "Kernel distance (KID, unbiased) of the same features, "
+        Column("kid", "Quality", "KID", "", "Kernel distance (KID, unbiased) of the same features, "
                "with its 95 % interval. Lower is better; slightly negative means not told from real images.",
                lambda row: row.kid, "thousandths", floor=lambda m: m.kid_floor, is_quality=True),
-        Column("test_loss", "Loss on held-out images", "all t", "×10⁻³", "Mean squared error of the predicted noise on "
+        Column("test_loss", "Loss on held-out images", "all t", "", "Mean squared error of the predicted noise on "
                "held-out images over all timesteps, without weighting, on the same draws for every row.",
                lambda row: row.test_loss, "thousandths", digits=4),
     ]  # fmt: skip
     if results.num_groups > 1:
         for i in range(results.num_groups):
             definition = "The same, over the timesteps of each group; group 0 lies nearest the data." if i == 0 else ""
-            columns.append(Column(f"group_test_loss.{i}", "Loss on held-out images", f"group {i}", "×10⁻³", definition,
+            columns.append(Column(f"group_test_loss.{i}", "Loss on held-out images", f"group {i}", "", definition,
                                   _group_loss(i), "thousandths", digits=4))  # fmt: skip
     return [
         *columns,
@@ -144,7 +144,7 @@ def scale_of(scaling: Scaling, numbers: Sequence[float]) -> tuple[float, str]:
     """The factor that a column's numbers are divided by, and its prefix: 2.5e9 and 3e8 become 2,500 and 300 M."""
     largest = max((abs(x) for x in numbers), default=0.0)
     if scaling == "thousandths":
-        return 1e-3, ""
+        return (1e-3, "×10⁻³") if 0 < largest < 1 else (1.0, "")
     if scaling == "milli":
         return (1e-3, "m") if 0 < largest < 1 else (1.0, "")
     if scaling == "up":
@@ -154,7 +154,7 @@ def scale_of(scaling: Scaling, numbers: Sequence[float]) -> tuple[float, str]:
 
 
 def decimals_of(numbers: Sequence[float], digits: int) -> int:
-    """Decimals that show ``digits`` significant digits of the largest number and at least two of the smallest."""
+    """Decimals that show ``digits`` significant digits of the largest number, one more if small ones need it."""
     sizes = [abs(x) for x in numbers if x]
     if not sizes or all(float(x).is_integer() and abs(x) < 1e4 for x in numbers):
         return 0
@@ -162,14 +162,16 @@ def decimals_of(numbers: Sequence[float], digits: int) -> int:
     def needed(size: float, digits: int) -> int:
         return digits - 1 - math.floor(math.log10(size))
 
-    return min(max(0, needed(max(sizes), digits), needed(min(sizes), 2)), 7)
+    enough = max(0, needed(max(sizes), digits))
+    return min(max(enough, needed(min(sizes), 2)), enough + 1)
 
 
 def format_value(value: Value, factor: float, decimals: int) -> str:
     """``12.3``, ``12.3 [11.0, 13.6]`` for an interval, ``12.3–15.6`` for a range of two different ends."""
 
     def number(x: float) -> str:
-        return f"{x / factor:,.{decimals}f}".replace("-", "−")
+        shown = f"{x / factor:,.{decimals}f}"
+        return shown.replace("-", "−" if shown.strip("-0.,") else "")  # no minus before a zero
 
     if value is None:
         return MISSING
@@ -203,17 +205,17 @@ def table_of(results: Results) -> Table:
     """The comparison with one line per row and one for real images against real images."""
     rows, columns = results.rows, columns_of(results)
     best = unbeaten(rows)
-    pools: dict[tuple[str, str], list[float]] = {}  # columns of one section and unit share their prefix
+    pools: dict[tuple[str, ...], list[float]] = {}  # columns of one section and unit share their prefix
     for column in columns:
         numbers = [x for row in rows for x in parts_of(column.value(row))]
-        pools.setdefault((column.section, column.unit), []).extend(numbers)
+        pools.setdefault((column.section, column.unit, column.scaling), []).extend(numbers)
     units: list[str] = []
     cells: list[list[Cell]] = [[] for _ in range(len(rows) + 1)]
     for column in columns:
         floor = column.floor(results.metric) if results.metric else None
         values = [*(column.value(row) for row in rows), floor]
         numbers = [x for value in values for x in parts_of(value)]
-        factor, prefix = scale_of(column.scaling, pools[column.section, column.unit])
+        factor, prefix = scale_of(column.scaling, pools[column.section, column.unit, column.scaling])
         decimals = decimals_of([x / factor for x in numbers], column.digits)
         marked = _marks(column, rows, best)
         units.append(f"{prefix} {column.unit}".strip() if column.unit in ("", "MACs") else prefix + column.unit)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from noisewise.report import figure_data
+from noisewise.report.columns import scale_of
 from noisewise.report.figure_data import Columns, numbers, select, unique
 from noisewise.report.results import Difficulty, GroupOfPlan
 from noisewise.report.style import BAND, INK, MUTED, PAPER, count_axis, legend_on_top, new_figure, style_of, styled
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from noisewise.planning.plan import Plan
 
+_FROM_BASE = ("base-continued", "base-fewer-steps", "unpruned", "tdc", "uniform", "distilled")
 _AXIS_NAMES = {"timestep": "training timestep t", "sigma": "noise level σ", "flow-time": "flow time t"}
 
 
@@ -137,6 +139,7 @@ def cost_figure(data: Columns, floor: float | None = None, kid_floor: float | No
     figure = new_figure(4.7 if has_kid else 3.1)
     axes = figure.subplots(2 if has_kid else 1, 1, sharex=True, squeeze=False)[:, 0]
     rows, most = data["row"], max(data["macs_per_image"], default=1) or 1
+    factor, prefix = scale_of("thousandths", [x for x in data["kid"] if x is not None])
     markers = dict(zip(rows, (style_of(row, tuple(rows)) for row in rows), strict=True))
     for i, row in enumerate(rows):
         macs, colour = data["macs_per_image"][i], markers[row].light
@@ -146,7 +149,7 @@ def cost_figure(data: Columns, floor: float | None = None, kid_floor: float | No
                          label=data["label"][i])  # fmt: skip
         if has_kid and data["kid"][i] is not None:
             aside = _aside(figure, axes[1], data["macs_per_image"], i)
-            kid, low, high = ((data[name][i] or 0) * 1e3 for name in ("kid", "kid_low", "kid_high"))
+            kid, low, high = ((data[name][i] or 0) / factor for name in ("kid", "kid_low", "kid_high"))
             if data["kid_low"][i] is not None and data["kid_high"][i] is not None:
                 axes[1].plot([macs, macs], [low, high], color=colour, lw=1.4, solid_capstyle="butt", transform=aside)
             axes[1].plot([macs], [kid], markers[row].marker, color=colour, mec=PAPER, mew=0.6, transform=aside)
@@ -154,9 +157,9 @@ def cost_figure(data: Columns, floor: float | None = None, kid_floor: float | No
     _floor(axes[0], floor)
     _from_zero(axes[0], [x for x in [*data["frechet"], floor] if x is not None])
     if has_kid:
-        axes[1].set_ylabel("KID, ×10⁻³")
-        _floor(axes[1], None if kid_floor is None else kid_floor * 1e3)
-        _from_zero(axes[1], [x * 1e3 for x in [*data["kid"], *data["kid_high"], *data["kid_low"]] if x is not None])
+        axes[1].set_ylabel(f"KID, {prefix}" if prefix else "KID")
+        _floor(axes[1], None if kid_floor is None else kid_floor / factor)
+        _from_zero(axes[1], [x / factor for x in [*data["kid"], *data["kid_high"], *data["kid_low"]] if x is not None])
     axes[-1].set_xlabel("MACs per image")
     low = min(data["macs_per_image"], default=0)
     room = max(0.25 * (most - low), 0.08 * most)
@@ -175,14 +178,24 @@ def _aside(figure: Figure, axis: Axes, macs: Sequence[float], i: int) -> Any:
     return axis.transData + ScaledTranslation(position * 7 / 72, 0, figure.dpi_scale_trans)
 
 
+def _last(data: Columns, strategy: str) -> tuple[float, float] | None:
+    """A strategy's last point."""
+    line = select(data, "strategy", strategy)
+    return (line["training_images"][-1], line["frechet"][-1]) if line["frechet"] else None
+
+
 @styled
 def images_figure(data: Columns, floor: float | None = None) -> Figure:
-    """Fréchet distance against training images, one line per strategy."""
+    """Fréchet distance against training images, one line per strategy; those that go on from the base start there."""
     figure = new_figure(3.1)
     axis = figure.subplots()
     strategies = unique(data["strategy"])
     for name in strategies:
         line, style = select(data, "strategy", name), style_of(name, tuple(strategies))
+        start = _last(data, "base") if name in _FROM_BASE else None
+        if start and line["training_images"] and start[0] < line["training_images"][0]:
+            axis.plot([start[0], line["training_images"][0]], [start[1], line["frechet"][0]], ls=style.dash,
+                      color=style.light, lw=1)  # fmt: skip
         axis.plot(line["training_images"], line["frechet"], style.marker, ls=style.dash, color=style.light, mec=PAPER,
                   mew=0.6, label=line["label"][0])  # fmt: skip
     axis.set_ylabel("Fréchet distance")

@@ -18,9 +18,11 @@ from noisewise.report.page_parts import (
     flattened,
     group_lines,
     kinds_of_steps,
+    moment,
     number,
     pictures,
     route_spans,
+    share,
     verdict_of,
     whole_groups,
 )
@@ -106,6 +108,8 @@ def render(results: Results, charts: Mapping[str, Chart], grids: Sequence[Pictur
     environment.filters |= {
         "number": number,
         "duration": duration,
+        "share": share,
+        "moment": moment,
         "breakable": lambda text: Markup(escape(text).replace("_", Markup("_<wbr>"))),
     }
     names = tuple(row.id for row in results.rows)

@@ -110,6 +110,16 @@ def group_lines(results: Results) -> list[GroupLine]:
     return lines
 
 
+def share(value: float | None) -> str:
+    """A share of the base's cost."""
+    return MISSING if value is None else f"{value:.3f}"
+
+
+def moment(text: str) -> str:
+    """``2030-01-31T12:00:05Z`` as ``2030-01-31 12:00 UTC``; other spellings as they are."""
+    return re.sub(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d)(:[\d.]+)?(Z|\+00:00)$", r"\1 \2 UTC", text)
+
+
 def route_spans(results: Results) -> list[RouteSpan]:
     """The route table with neighbouring steps of one group in one line."""
     runs: list[list[Any]] = []
@@ -120,7 +130,7 @@ def route_spans(results: Results) -> list[RouteSpan]:
             runs.append([step])
     return [
         RouteSpan(run[0].step, run[-1].step, number(run[0].t), number(run[-1].t), run[0].group, len(run),
-                  number(run[0].cost), number(None if run[0].cost is None else run[0].cost * len(run)))
+                  share(run[0].cost), share(None if run[0].cost is None else run[0].cost * len(run)))
         for run in runs
     ]  # fmt: skip
 

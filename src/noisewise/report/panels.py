@@ -29,7 +29,7 @@ def widths_figure(data: Columns) -> Figure:
         axis.add_patch(Rectangle((x + 0.03, y + 0.06), 0.94, 0.88, facecolor=_ramp(share), lw=0))
         if len(groups) <= 10:
             axis.text(x + 0.5, y + 0.53, f"{kept}", ha="center", va="center", fontsize=8,
-                      color="#fdfdfd" if share > 0.72 else "#10151a")  # fmt: skip
+                      color="#fdfdfd" if share > 0.68 else "#10151a")  # fmt: skip
     full = dict(zip(data["axis"], data["full"], strict=True))
     axis.set_xlim(0, len(groups))
     axis.set_ylim(len(axes_names), 0)
