@@ -99,7 +99,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
-    rows = [("tiny", *compare(4, 8, 1, 50, 2 * args.rounds, args.device))]
+    rows = [("tiny", *compare(4, 8, 1, 250, 2 * args.rounds, args.device))]
     batch_size, slow = 4, 0.0
     while slow < SLOW_SECONDS:
         batch_size *= 2

@@ -71,7 +71,8 @@ def prepared(
         for name in set(vars(model)) - own:  # accelerate's mixed-precision forward, bound to the instance
             delattr(model, name)
         model.zero_grad(set_to_none=True)
-        accelerator.free_memory()
+        if device.type != "cpu":
+            accelerator.free_memory()
 
 
 def _accelerator(settings: TrainSettings) -> Any:
