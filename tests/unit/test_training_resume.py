@@ -146,7 +146,7 @@ def test_killed_at_any_moment_it_goes_on_from_the_last_checkpoint(tmp_path: Path
         process.send_signal(signal.SIGKILL)
         process.wait()
     continued = go(tmp_path / "cut", **LONG)
-    assert 160 <= continued.resumed_at
+    assert continued.resumed_at >= 160
     assert same_weights(go(tmp_path / "whole", **LONG), continued)
 
 
