@@ -24,7 +24,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/sampling_overhead.py
 	$(BIN)/python benchmarks/training_loop.py
 	$(BIN)/python benchmarks/pruned_speed.py
-	$(BIN)/python benchmarks/pruning_time.py
+	$(BIN)/python benchmarks/pruning_budgets.py --configs 4
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'noisewise needs Python 3.11 or later')"

@@ -11,4 +11,4 @@ class SettingError(ValueError):
 
 
 class TrainingError(RuntimeError):
-    """Training that cannot go on (a loss that is not a number): says where the last good checkpoint is and what to try."""
+    """Training that cannot go on, since its loss is not a number: names the last good checkpoint and what to try."""
