@@ -18,8 +18,8 @@ START: dict[str, Any] = {
     "data": {"kind": "sklearn-digits"},
     "schedule": {"kind": "linear", "num_train_timesteps": 1000},
     "model": {"kind": "unet2d", "block_out_channels": [16, 32]},
-    "base": {"num_images": 150_000, "learning_rate": 2e-3},
-    "finetune": {"num_images": 25_000, "learning_rate": 5e-4},
+    "base": {"num_images": 240_000, "batch_size": 64, "learning_rate": 2e-3},
+    "finetune": {"num_images": 30_000, "batch_size": 64, "learning_rate": 1e-3},
     "sample": {"num_images": 898},
 }
 HEAD = """\
