@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from types import FrameType
+from typing import Any
 
 from cyclopts import App, CycloptsError
 
@@ -34,7 +36,8 @@ for command in (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, 2 for a mistake of the user's, 1 for a failure, 130 when interrupted."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    previous = signal.signal(signal.SIGTERM, _terminated)
+    previous = signal.signal(signal.SIGTERM, _terminated), warnings.showwarning
+    warnings.showwarning = _show_warning
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = app(words, exit_on_error=False, print_error=False, result_action="return_value")
@@ -51,11 +54,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output has gone
         return 1
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        signal.signal(signal.SIGTERM, previous[0])
+        warnings.showwarning = previous[1]
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """A warning as one line; those of libraries about themselves are for developers."""
+    if not issubclass(category, DeprecationWarning | FutureWarning | PendingDeprecationWarning):
+        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _fail(message: str, code: int) -> int:

@@ -92,8 +92,9 @@ class Job:
 
 
 def default_threads(num_jobs: int) -> int:
-    """Threads of a step whose settings name none: the cores this process may use, shared by the jobs."""
-    return max(1, available_cores() // num_jobs)
+    """Threads of a step whose settings name none: OMP_NUM_THREADS, or the cores at hand shared by the jobs."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdecimal() and int(asked) else max(1, available_cores() // num_jobs)
 
 
 def available_cores() -> int:

@@ -45,6 +45,10 @@ def _explain_one(complaint: Mapping[str, Any], model: type[BaseModel], raw: Any)
     if kind == "value_error":
         message = str(context["error"])
         return message if message.startswith(f"{path}:") or not path else f"{path}: {message}"
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{path or 'the recipe'}: {_short(given)} given; it should be a mapping of settings (`key: value`)"
+    if kind == "string_pattern_mismatch":
+        return f"{path}: {given!r} given{_hint(model, complaint['loc'])}"
     rule = complaint["msg"].replace("Input should be", "it should be").replace("Input should", "it should")
     return f"{path or 'the recipe'}: {_short(given)} given; {rule}"
 
@@ -77,7 +81,7 @@ def _dotted(loc: Sequence[str | int], raw: Any) -> str:
         if isinstance(item, int):
             path += f"[{item}]"
             current = current[item] if isinstance(current, list | tuple) and item < len(current) else None
-        elif isinstance(current, Mapping) and (item in current or last):
+        elif isinstance(current, Mapping) and (last or isinstance(current.get(item), Mapping | list | tuple)):
             path += f".{item}" if path else item
             current = current.get(item)
     return path

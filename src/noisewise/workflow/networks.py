@@ -12,7 +12,7 @@ from noisewise.errors import SettingError
 from noisewise.files import sha256_file
 from noisewise.streams import seed_of
 from noisewise.workflow.explain import unknown_setting
-from noisewise.workflow.settings import ExistingModel, ObjectiveSettings, UNet2DSettings
+from noisewise.workflow.settings import ExistingModel, ObjectiveSettings, PruneSettings, UNet2DSettings
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -84,6 +84,31 @@ def meta_unet2d(config: Mapping[str, Any]) -> ModelMixin:
 
     with torch.device("meta"):
         return _checked_unet2d(config)
+
+
+def check_budget(network: Mapping[str, Any], budget: float, settings: PruneSettings, group: int) -> None:
+    """Refuse a group's cost limit that no legal widths meet, before anything is trained."""
+    from noisewise.models.networks import describe
+    from noisewise.pruning.prune import space_of
+    from noisewise.pruning.solver import SolverError
+
+    if "config" in network:
+        model: Any = meta_unet2d(network["config"])
+    else:
+        model, _ = existing_model(ExistingModel.model_validate({"from": network["from"]}))
+    proposer = settings.proposer
+    try:
+        space_of(
+            model,
+            describe(model).example_inputs(model),
+            budget,
+            tolerance=settings.tolerance,
+            alignment=proposer.alignment,
+            min_width=proposer.min_width,
+        )
+    except SolverError as error:
+        reason = str(error).partition(": ")[2]
+        raise SettingError(f"plan: the cost limit of group {group} is {budget:.4g}, but {reason}") from None
 
 
 def _checked_unet2d(config: Mapping[str, Any]) -> ModelMixin:

@@ -17,6 +17,7 @@ from noisewise.workflow.builder import build_graph
 from noisewise.workflow.executor import Runner, default_threads, run_parallel, run_serial, run_step
 from noisewise.workflow.graph import Graph, closure
 from noisewise.workflow.measure import GRID, scheduler_of
+from noisewise.workflow.networks import check_budget
 from noisewise.workflow.progress import Sink
 from noisewise.workflow.recipe import Recipe, load_recipe
 from noisewise.workflow.results import all_metrics, collect
@@ -67,6 +68,7 @@ def run_recipe(graph: Graph, store: Store, runs: Path, sink: Sink, num_jobs: int
     """
     recipe = graph.recipe
     folder = folder_of(recipe, runs)
+    check_smallest_budget(graph, store)
     with run_lock(folder), disk_errors(folder):
         write_if_new(folder / RECIPE, recipe.to_yaml())
         write_if_new(folder / PLAN, json.dumps(graph.plan.to_dict(), indent=1) + "\n")
@@ -76,6 +78,15 @@ def run_recipe(graph: Graph, store: Store, runs: Path, sink: Sink, num_jobs: int
         else:
             run_serial(graph.steps, Runner(store, sink, recipe.data, default_threads(1)))
         return Outcome(folder, gather(graph, store, folder, cached))
+
+
+def check_smallest_budget(graph: Graph, store: Store) -> None:
+    """Before the long work: can the smallest network be cut at all?"""
+    pending = [step for step in graph.steps if step.action == "prune" and not store.is_done(step)]
+    limits = [(step.settings["budget"], step.settings["names"][-1]) for step in pending if step.settings["budget"]]
+    if limits:
+        budget, group = min(limits)
+        check_budget(graph.base.network, budget, graph.recipe.prune, group)
 
 
 def run_only(graph: Graph, store: Store, names: Sequence[str], sink: Sink) -> bool:

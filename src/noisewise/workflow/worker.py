@@ -10,7 +10,9 @@ import queue
 import signal
 import sys
 import threading
+import warnings
 from pathlib import Path
+from typing import Any
 
 from noisewise.errors import SettingError, TrainingError
 from noisewise.workflow.executor import Runner, default_threads, run_step
@@ -24,6 +26,7 @@ def main(recipe_path: Path, store_root: Path, num_jobs: int) -> int:
     sink = JsonLines(sys.stdout)
     sys.stdout = sys.stderr  # a stray print must not end up among the events
     names = _listen()
+    warnings.showwarning = _show_warning
 
     from noisewise.workflow.builder import build_graph
     from noisewise.workflow.recipe import load_recipe
@@ -46,6 +49,11 @@ def main(recipe_path: Path, store_root: Path, num_jobs: int) -> int:
             traceback.print_exc()
             sink(Event(name, "failed", f"step {name}: {type(error).__name__}: {error}"))
             return 1
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    if not issubclass(category, DeprecationWarning | FutureWarning | PendingDeprecationWarning):
+        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _listen() -> queue.Queue[str]:
