@@ -65,7 +65,8 @@ def declared(net: Wiring, axis: str) -> set[Member]:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_axes_are_torch_prunings_groups(name: str) -> None:
-    tp = pytest.importorskip("torch_pruning")
+    import torch_pruning as tp
+
     model = build(name)
     network = describe(model)
     net = network.wiring(model)
