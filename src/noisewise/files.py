@@ -28,6 +28,16 @@ def write_atomic(path: Path, data: str | bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
+def check_target(path: Path, option: str) -> None:
+    """Refuse a file that cannot be written, before the work that would fill it; ``option`` is what named it."""
+    if path.is_dir():
+        raise SettingError(f"{option} {path}: is a folder; name a file")
+    if not path.parent.is_dir():
+        raise SettingError(f"{option} {path}: the folder {path.parent} does not exist")
+    if not os.access(path.parent, os.W_OK):
+        raise SettingError(f"{option} {path}: the folder {path.parent} may not be written to")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON; infinities and NaN are refused, since other readers refuse them too."""
     write_atomic(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
@@ -39,7 +49,9 @@ def read_json(path: Path, what: str) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise SettingError(f"{what}: {path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise SettingError(f"{what}: {path} cannot be read ({error.strerror})") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SettingError(f"{what}: {path} is not JSON ({error})") from None
 
 

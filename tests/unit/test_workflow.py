@@ -226,7 +226,7 @@ def test_single_steps_need_their_inputs(tmp_path: Path) -> None:
     found, store = open_graph(recipe(), tmp_path)
     with pytest.raises(SettingError, match=r"step prune\[0\] needs base, which is not done"):
         run_only(found, store, ["prune[0]"], quiet)
-    with pytest.raises(SettingError, match=r"no such step; there are base, .*; did you mean prune\[0\]\?"):
+    with pytest.raises(SettingError, match=r"no such step; there are reference, base, .*; did you mean prune\[0\]\?"):
         run_only(found, store, ["prune0"], quiet)
 
 

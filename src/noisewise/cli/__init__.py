@@ -24,6 +24,7 @@ INTERRUPTED = 130
 app = App(
     name="noisewise",
     version=__version__,
+    suppress_keyboard_interrupt=False,  # it would end the program without a word on how to go on
     help="One denoiser per range of noise levels, each as large as its task deserves, as an ordinary diffusers model.",
 )
 for command in (
@@ -53,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output has gone
         return 1
+    except OSError as error:  # a full disk, a folder that is a file, no permission
+        return _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 2)
     finally:
         signal.signal(signal.SIGTERM, previous[0])
         warnings.showwarning = previous[1]

@@ -99,10 +99,13 @@ def evaluate(
         save_statistics: file (.npz) for the statistics of the model's images.
         json_file: file for the numbers with their provenance.
     """
-    from noisewise.files import write_json
+    from noisewise.files import check_target, write_json
     from noisewise.workflow.recipe import load_recipe
     from noisewise.workflow.single import evaluate_model
 
+    for option, path in (("--save-statistics", save_statistics), ("--json-file", json_file)):
+        if path is not None:
+            check_target(path, option)
     settings = load_recipe(recipe, set_)
     with _bar("images", settings.sample.num_images) as progress:
         found = evaluate_model(model, settings, reference, save_statistics, progress)

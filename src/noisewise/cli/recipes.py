@@ -18,6 +18,7 @@ Overrides = Annotated[tuple[str, ...], Parameter(name="--set", negative="", cons
 Sampler = Literal["ddpm", "ddim", "pndm", "dpm++", "unipc", "heun", "euler"]
 ProgressStyle = Literal["auto", "bars", "lines", "json"]
 RUNS = Path("runs")
+PLOTS = (".svg", ".png", ".pdf")
 
 
 def step_error() -> type[Exception]:
@@ -32,7 +33,7 @@ def init(path: Annotated[Path, Parameter(allow_leading_hyphen=True)] = Path("rec
     Args:
         path: file to write; "-" prints it. An existing file is left alone.
     """
-    from noisewise.files import write_atomic
+    from noisewise.files import check_target, write_atomic
     from noisewise.workflow.template import template
 
     text = template()
@@ -41,8 +42,7 @@ def init(path: Annotated[Path, Parameter(allow_leading_hyphen=True)] = Path("rec
         return
     if path.exists():
         raise SettingError(f"{path}: exists already; name another file")
-    if not path.parent.is_dir():
-        raise SettingError(f"{path}: the folder {path.parent} does not exist")
+    check_target(path, "init")
     write_atomic(path, text)
     print(f"{path}: a recipe for scikit-learn's digits; `noisewise run {path}` runs it")
 
@@ -52,8 +52,8 @@ def plan(
     /,
     *,
     set_: Overrides = (),
-    sampler: Sampler = "ddim",
-    num_inference_steps: int = 50,
+    sampler: Sampler | None = None,
+    num_inference_steps: int | None = None,
     plot: Path | None = None,
     save: Path | None = None,
 ) -> None:
@@ -62,18 +62,31 @@ def plan(
     Args:
         source: a recipe (YAML), or the folder of a diffusers pipeline.
         set_: change a setting, e.g. --set plan.num_groups=8; may be given many times.
-        sampler: sampler of the route table; of a recipe its own.
-        num_inference_steps: sampling steps of the route table, 1 or more; of a recipe its own.
+        sampler: sampler of a model's route table, by default ddim; a recipe names its own.
+        num_inference_steps: sampling steps of a model's route table, 1 or more, by default 50; a recipe names its own.
         plot: file for a picture of SNR, cost limits and groups (.svg, .png, .pdf).
         save: file for the plan as JSON.
     """
+    from noisewise.files import check_target
     from noisewise.workflow.predict import si
 
+    if plot is not None and plot.suffix not in PLOTS:
+        raise SettingError(f"--plot {plot}: a picture's name ends in {', '.join(PLOTS)}")
+    for option, path in (("--plot", plot), ("--save", save)):
+        if path is not None:
+            check_target(path, option)
     if source.is_dir():
         from noisewise.workflow.single import plan_model
 
-        planned = plan_model(source, set_, sampler, num_inference_steps)
+        planned = plan_model(
+            source, set_, sampler or "ddim", 50 if num_inference_steps is None else num_inference_steps
+        )
     else:
+        for name, given in (("scheduler", sampler), ("num_inference_steps", num_inference_steps)):
+            if given is not None:
+                raise SettingError(
+                    f"{source}: a recipe names its own sampler; change it by --set sample.{name}={given}"
+                )
         planned = _plan_of_recipe(source, set_)
     made, macs = planned.plan, planned.macs
     routes = made.routes(planned.scheduler, planned.num_inference_steps)
@@ -87,10 +100,7 @@ def plan(
     if plot is not None:
         from noisewise.report.figures import plan_figure
 
-        try:
-            plan_figure(made).savefig(plot)
-        except (OSError, ValueError) as error:
-            raise SettingError(f"--plot {plot}: cannot be written ({str(error).splitlines()[0]})") from None
+        plan_figure(made).savefig(plot)
         print(plot)
     if save is not None:
         made.save(save)
@@ -141,7 +151,15 @@ def run(
     from noisewise.workflow.builder import build_graph
     from noisewise.workflow.progress import open_sink
     from noisewise.workflow.recipe import load_recipe
-    from noisewise.workflow.run import folder_of, open_graph, run_only, run_recipe, states, store_of
+    from noisewise.workflow.run import (
+        check_smallest_budget,
+        folder_of,
+        open_graph,
+        run_only,
+        run_recipe,
+        states,
+        store_of,
+    )
 
     if jobs < 1:
         raise SettingError(f"--jobs: {jobs} given; 1 or more are possible")
@@ -149,6 +167,7 @@ def run(
     if dry_run:
         folder_of(settings, runs)
         graph, store = build_graph(settings, store_of(runs) if runs.is_dir() else None, False), store_of(runs)
+        check_smallest_budget(graph, store)
         show.steps(graph, states(graph, store))
         _announce(graph, store, jobs, probe=False)
         return

@@ -48,8 +48,12 @@ def find_images(folder: Path, setting: str) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise SettingError(f"{setting}: {error.filename} cannot be read ({error.strerror})")
 
-    paths = []
-    for parent, _, names in os.walk(folder, onerror=refuse, followlinks=True):
+    paths, seen = [], set()
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        if (real := os.path.realpath(parent)) in seen:  # a link back
+            folders.clear()
+            continue
+        seen.add(real)
         visible = (Path(parent, name) for name in names if not name.startswith("."))
         paths += [path for path in visible if path.suffix.lower() in IMAGE_SUFFIXES]
     if not paths:

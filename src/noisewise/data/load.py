@@ -136,9 +136,17 @@ def decode_rows(source: Source, split: Split, rows: np.ndarray, entry: Path | No
 
 def cache_key(settings: DataSettings, source: Source) -> str:
     """Names what pixels depend on: the settings, the chosen rows with them, and every file's name, size and time."""
-    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in source.files]
+    stats = [(str(path), *_size_and_time(path)) for path in source.files]
     what = [CACHE_FORMAT, settings.model_dump(mode="json", exclude={"name"}), stats]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    try:
+        stat = path.stat()
+    except OSError:
+        return 0, 0  # a link to nothing; decoding names it
+    return stat.st_size, stat.st_mtime_ns
 
 
 def read_entry(entry: Path) -> Decoded | None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class CommonSettings(BaseModel):
     """Settings every kind of data has."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     name: str | None = None
     """Name in results and reports; by default the data set's own or its folder's."""

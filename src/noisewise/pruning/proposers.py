@@ -61,7 +61,7 @@ class Proposer(Protocol):
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     rounds: int = Field(default=3, ge=1)
     """Rounds of proposals; each sees the losses of those before."""

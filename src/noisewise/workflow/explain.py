@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 
-def explain(error: ValidationError, model: type[BaseModel], raw: Any) -> str:
-    """The first complaint in one line, and how many more there are.
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first complaint in one line, and of how many other settings there are more.
 
     Args:
-        model: what ``raw`` was validated as.
-        raw: the settings as the user wrote them; tells dictionary keys from the tags of unions in an error's path.
+        model: what the settings were validated as.
     """
     complaints = error.errors(include_url=False)
     # an unknown key explains a missing one better than the other way round
     first = min(complaints, key=lambda complaint: complaint["type"] != "extra_forbidden")
-    line = _explain_one(first, model, raw)
-    return line if len(complaints) == 1 else f"{line} (and {len(complaints) - 1} more)"
+    line, others = _explain_one(first, model), len({_dotted(complaint, model) for complaint in complaints}) - 1
+    return f"{line} (and {others} more)" if others else line
 
 
-def _explain_one(complaint: Mapping[str, Any], model: type[BaseModel], raw: Any) -> str:
-    path = _dotted(complaint["loc"], raw)
+def _explain_one(complaint: Mapping[str, Any], model: type[BaseModel]) -> str:
+    path = _dotted(complaint, model)
     kind, given, context = complaint["type"], complaint["input"], complaint.get("ctx", {})
     if kind == "extra_forbidden":
         return unknown_setting(path, allowed_keys(model, complaint["loc"][:-1]))
@@ -49,7 +49,7 @@ def _explain_one(complaint: Mapping[str, Any], model: type[BaseModel], raw: Any)
         return f"{path or 'the recipe'}: {_short(given)} given; it should be a mapping of settings (`key: value`)"
     if kind == "string_pattern_mismatch":
         return f"{path}: {given!r} given{_hint(model, complaint['loc'])}"
-    rule = complaint["msg"].replace("Input should be", "it should be").replace("Input should", "it should")
+    rule = re.sub(r"^(Input|Tuple|String) (?=should|is)", "it ", complaint["msg"])
     return f"{path or 'the recipe'}: {_short(given)} given; {rule}"
 
 
@@ -73,17 +73,16 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _dotted(loc: Sequence[str | int], raw: Any) -> str:
+def _dotted(complaint: Mapping[str, Any], model: type[BaseModel]) -> str:
     """An error's path without the union tags that pydantic puts into it, and list positions as `[i]`."""
-    path, current = "", raw
-    for position, item in enumerate(loc):
-        last = position == len(loc) - 1
+    path, candidates = "", [model]
+    for position, item in enumerate(complaint["loc"], start=1):
+        is_unknown = complaint["type"] == "extra_forbidden" and position == len(complaint["loc"])
+        candidates, is_key = _below(candidates, item)
         if isinstance(item, int):
             path += f"[{item}]"
-            current = current[item] if isinstance(current, list | tuple) and item < len(current) else None
-        elif isinstance(current, Mapping) and (last or isinstance(current.get(item), Mapping | list | tuple)):
+        elif is_key or is_unknown:
             path += f".{item}" if path else item
-            current = current.get(item)
     return path
 
 
@@ -94,21 +93,20 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     return [found for part in get_args(annotation) for found in _models(part)]
 
 
+def _below(candidates: list[type[BaseModel]], item: str | int) -> tuple[list[type[BaseModel]], bool]:
+    """Classes that may stand one item of an error's path further down, and whether the item is a setting's name."""
+    tagged = [candidate for candidate in candidates if len(candidates) > 1 and item in _kinds(candidate)]
+    fields = [field for c in candidates for name, field in c.model_fields.items() if item in (name, field.alias)]
+    if tagged or not fields:
+        return tagged or candidates, False
+    return [found for field in fields for found in _models(field.annotation)], True
+
+
 def _resolve(model: type[BaseModel], loc: Sequence[str | int]) -> list[type[BaseModel]]:
     """Classes that may stand at the end of an error's path."""
     candidates: list[type[BaseModel]] = [model]
     for item in loc:
-        if isinstance(item, int):
-            continue
-        tagged = [candidate for candidate in candidates if len(candidates) > 1 and item in _kinds(candidate)]
-        fields = [
-            found
-            for c in candidates
-            for n, field in c.model_fields.items()
-            if item in (n, field.alias)
-            for found in _models(field.annotation)
-        ]
-        candidates = tagged or fields or candidates
+        candidates, _ = _below(candidates, item)
     return candidates
 
 

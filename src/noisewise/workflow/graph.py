@@ -59,10 +59,10 @@ class Graph:
 
     @cached_property
     def steps(self) -> tuple[StepSpec, ...]:
-        """Inputs first; the steps that training waits for come before the measurements."""
+        """Inputs first; training before the measurements, but what looks at the data alone before everything."""
         ends = [step for row in self.rows for step in (row.evaluate, row.loss)]
         models = closure(row.model for row in self.rows)
-        return tuple(closure([*models, *ends, *self.snapshots.values(), self.reference, self.timing]))
+        return tuple(closure([self.reference, *models, *ends, *self.snapshots.values(), self.timing]))
 
     def step(self, name: str) -> StepSpec:
         """A step by its name."""

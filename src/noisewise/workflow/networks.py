@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,11 +80,18 @@ def new_unet2d(config: Mapping[str, Any], names: tuple[object, ...]) -> ModelMix
 
 
 def meta_unet2d(config: Mapping[str, Any]) -> ModelMixin:
-    """The same network without weights, to count its cost."""
+    """The same network without weights, to count its cost; refused where it would not run."""
     import torch
 
+    from noisewise.models.networks import describe
+
     with torch.device("meta"):
-        return _checked_unet2d(config)
+        model = _checked_unet2d(config)
+    network = describe(model)
+    network.wiring(model)
+    with torch.no_grad(), _as_setting_error():
+        model(**network.example_inputs(model))
+    return model
 
 
 def check_budget(network: Mapping[str, Any], budget: float, settings: PruneSettings, group: int) -> None:
@@ -114,10 +122,18 @@ def check_budget(network: Mapping[str, Any], budget: float, settings: PruneSetti
 def _checked_unet2d(config: Mapping[str, Any]) -> ModelMixin:
     from diffusers import UNet2DModel
 
-    try:
+    with _as_setting_error():
         return UNet2DModel(**config)
-    except (ValueError, TypeError, ZeroDivisionError) as error:
-        raise SettingError(f"model: diffusers refuses this network ({str(error).splitlines()[0]})") from None
+
+
+@contextmanager
+def _as_setting_error() -> Iterator[None]:
+    """diffusers checks little itself, so that a setting it cannot use may end in any error."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SettingError(f"model: diffusers refuses this network ({reason})") from error
 
 
 def existing_model(settings: ExistingModel) -> tuple[ModelMixin, Any]:

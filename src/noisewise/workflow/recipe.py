@@ -123,7 +123,7 @@ def check_recipe(raw: dict[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        raise SettingError(explain(error, Recipe, raw)) from None
+        raise SettingError(explain(error, Recipe)) from None
 
 
 def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

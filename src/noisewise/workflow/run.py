@@ -42,6 +42,8 @@ def store_of(runs: Path) -> Store:
 def folder_of(recipe: Recipe, runs: Path) -> Path:
     if recipe.name == STORE:
         raise SettingError(f"name: {STORE!r} given; the folder of that name holds the steps, choose another")
+    if runs.exists() and not runs.is_dir():
+        raise SettingError(f"--runs {runs}: is a file; the folder of all runs is needed")
     return runs / recipe.name
 
 

@@ -17,7 +17,7 @@ SchedulerKind = Literal["ddpm", "ddim", "pndm", "dpm++", "unipc", "heun", "euler
 class Section(BaseModel):
     """A part of a recipe: frozen, and every key known."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ScheduleSettings(Section):
@@ -53,11 +53,11 @@ def _default(section: BaseModel, name: str) -> Any:
 class UNet2DSettings(BaseModel):
     """A new diffusers UNet2DModel; any of its settings may be given, those below have defaults of our own."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, use_attribute_docstrings=True)
 
     kind: Literal["unet2d"] = "unet2d"
     """The network: diffusers' UNet2DModel. Image size, channels and (where labels are used) classes follow the data."""
-    block_out_channels: tuple[int, ...] = Field(default=(32, 64), min_length=1)
+    block_out_channels: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(32, 64), min_length=1)
     """Channels of each resolution, from the image's own downwards."""
     layers_per_block: int = Field(default=1, ge=1, le=16)
     """Residual blocks of each resolution on the way down (one more on the way up)."""

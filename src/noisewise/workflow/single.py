@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from noisewise.errors import SettingError
-from noisewise.files import write_atomic, write_json
+from noisewise.files import write_json
 from noisewise.models.loading import load_denoiser, save_pipeline
 from noisewise.models.networks import describe
 from noisewise.objectives import Objective
@@ -53,7 +56,7 @@ def plan_model(folder: Path, overrides: Sequence[str], sampler: SchedulerKind, n
     try:
         settings = _PlanOfModel.model_validate(raw).plan
     except ValidationError as error:
-        raise SettingError(explain(error, _PlanOfModel, raw)) from None
+        raise SettingError(explain(error, _PlanOfModel)) from None
     schedule = NoiseSchedule.from_scheduler(scheduler)
     chosen = build_scheduler(sampler, scheduler)
     plan = make_plan(settings, schedule, schedule.visited(chosen, num_inference_steps))
@@ -92,11 +95,12 @@ def prune_model(
     model = model.to(measure.device())
     small, info = prune_to_budget(model, describe(model).example_inputs(model), budget, importance, seed=seed, **needed)  # type: ignore[arg-type]  # the kind is checked where it is used
     small = small.to("cpu")
-    if scheduler is None:
-        small.save_pretrained(out)
-    else:
-        save_pipeline(small, scheduler, out)
-    write_json(out / "pruning.json", info.to_dict())
+    with _whole_folder(out) as folder:
+        if scheduler is None:
+            small.save_pretrained(folder)
+        else:
+            save_pipeline(small, scheduler, folder)
+        write_json(folder / "pruning.json", info.to_dict())
     return info
 
 
@@ -112,20 +116,16 @@ def sample_model(
     progress: Callable[[float], None] | None = None,
 ) -> np.ndarray:
     """Images of a model as PNG files, and a grid of the first."""
-    import io
-
     from PIL import Image
 
     _check_new(out)
     images = images_of(folder, num_images, sampler, num_inference_steps, seed, batch_size, eta, progress)
-    out.mkdir(parents=True, exist_ok=True)
     digits = len(str(num_images - 1))
-    for i, image in enumerate(images):
-        pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "PNG")
-        write_atomic(out / f"{i:0{digits}d}.png", buffer.getvalue())
-    write_atomic(out / measure.GRID, measure.png_grid(images[: measure.NUM_IN_GRID]))
+    with _whole_folder(out) as folder:
+        for i, image in enumerate(images):
+            pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+            Image.fromarray(pixels).save(folder / f"{i:0{digits}d}.png")
+        (folder / measure.GRID).write_bytes(measure.png_grid(images[: measure.NUM_IN_GRID]))
     return images
 
 
@@ -200,6 +200,22 @@ def evaluate_model(
 
 
 def _check_new(out: Path) -> None:
-    """Nothing of the user's is overwritten."""
+    """Nothing of the user's is overwritten, and no work done that cannot be kept."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SettingError(f"--out {out}: exists and is not an empty folder; name another")
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise SettingError(f"--out {out}: no folder can be made in {above}")
+
+
+@contextmanager
+def _whole_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, which appears at ``out`` when the block ends without an error."""
+    out = out.absolute()
+    beside = out.with_name(f".{out.name}.{os.getpid()}")
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        beside.replace(out)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
