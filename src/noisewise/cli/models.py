@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,7 @@ def prune(
     from noisewise.workflow.recipe import load_recipe
     from noisewise.workflow.single import prune_model
 
+    _check_range("--seed", seed, 0)
     settings = None if recipe is None else load_recipe(recipe)
     info = prune_model(model, budget, out, importance, settings, timesteps, seed)
     print(
@@ -73,7 +75,11 @@ def sample(
     """
     from noisewise.workflow.single import sample_model
 
-    _at_least_one(num_images=num_images, num_inference_steps=num_inference_steps, batch_size=batch_size)
+    _check_range("--num-images", num_images, 1)
+    _check_range("--num-inference-steps", num_inference_steps, 1)
+    _check_range("--batch-size", batch_size, 1)
+    _check_range("--seed", seed, 0)
+    _check_range("--eta", eta, 0, 1)
     with _bar("images", num_images) as progress:
         sample_model(model, out, num_images, sampler, num_inference_steps, seed, batch_size, eta, progress)
     print(f"{out}: {num_images} images, and grid.png")
@@ -123,10 +129,10 @@ def evaluate(
         print(json_file)
 
 
-def _at_least_one(**numbers: int) -> None:
-    for name, number in numbers.items():
-        if number < 1:
-            raise SettingError(f"--{name.replace('_', '-')}: {number} given; 1 or more are possible")
+def _check_range(option: str, number: float, lowest: int, highest: float = math.inf) -> None:
+    if not lowest <= number <= highest:
+        possible = f"{lowest} or more" if highest == math.inf else f"{lowest} to {highest}"
+        raise SettingError(f"{option}: {number} given; {possible} are possible")
 
 
 @contextmanager

@@ -83,7 +83,7 @@ def plan(
         )
     else:
         for name, given in (("scheduler", sampler), ("num_inference_steps", num_inference_steps)):
-            if given is not None:
+            if given is not None and source.exists():
                 raise SettingError(
                     f"{source}: a recipe names its own sampler; change it by --set sample.{name}={given}"
                 )

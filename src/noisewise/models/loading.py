@@ -85,5 +85,9 @@ def _load_scheduler(folder: Path) -> SchedulerMixin | None:
     kind: Any = getattr(diffusers, str(config.get("_class_name")), None) if isinstance(config, dict) else None
     if not inspect.isclass(kind) or not issubclass(kind, diffusers.SchedulerMixin):
         raise SettingError(f"model.scheduler: {path} does not name a diffusers scheduler (_class_name)")
-    scheduler: SchedulerMixin = kind.from_pretrained(folder)  # type: ignore[attr-defined]
+    try:
+        scheduler: SchedulerMixin = kind.from_pretrained(folder)  # type: ignore[attr-defined]
+    except Exception as error:  # diffusers checks few settings itself, so that one it cannot use may end in any error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SettingError(f"model.scheduler: {path} cannot be used ({reason})") from error
     return scheduler

@@ -84,6 +84,8 @@ def sample_images(
         for step in steps:
             if progress is not None:
                 progress(start + (stop - start) * (step.index + 1) / step.num_steps)
+        if not step.x.isfinite().all():
+            raise SettingError("sample: the model's images are not finite; its weights may be damaged")
         batches.append(to_uint8(step.x))
     return torch.cat(batches) if batches else torch.empty(0, dtype=torch.uint8)
 

@@ -83,7 +83,7 @@ def lay_foundation(recipe: Recipe, store: Store | None, data_required: bool = Tr
     network: dict[str, Any]
     if isinstance(recipe.model, ExistingModel):
         model, scheduler = existing_model(recipe.model)
-        check_fits(model, data, recipe.objective)
+        check_fits(model, scheduler, data, recipe.objective)
         network = {"from": str(recipe.model.source), "checksum": weights_checksum(recipe.model.source)}
     else:
         network = {"config": unet2d_config(recipe.model, data, recipe.objective)}

@@ -150,8 +150,13 @@ def weights_checksum(folder: Path) -> str:
     return f"{seed_of(*(sha256_file(path) for path in files)):016x}"
 
 
-def check_fits(model: ModelMixin, data: DataInfo, objective: ObjectiveSettings) -> None:
+def check_fits(model: ModelMixin, scheduler: Any, data: DataInfo, objective: ObjectiveSettings) -> None:
     """An existing network must take the recipe's images and labels and predict what the objective says."""
+    predicts = objective.prediction_type if scheduler is None else scheduler.config.get("prediction_type", "epsilon")
+    if predicts != objective.prediction_type:
+        raise SettingError(
+            f"objective.prediction_type: {objective.prediction_type} given, the pipeline in model.from has {predicts}"
+        )
     config: Any = model.config
     if config.in_channels != data.channels:
         raise SettingError(

@@ -110,6 +110,7 @@ def gather(graph: Graph, store: Store, folder: Path, cached: dict[str, bool]) ->
     write_atomic(folder / METRICS, lines)
     (folder / "samples").mkdir(exist_ok=True)
     for name, step in [("real", graph.reference), *((row.id, row.sample) for row in graph.rows)]:
+        store.check(step)
         write_atomic(folder / "samples" / f"{name}.png", (store.folder(step) / GRID).read_bytes())
     own = next(row for row in graph.rows if row.id == graph.recipe.method)
     if before is None or before.get("model") != own.model.id or not (folder / PIPELINE).is_dir():
@@ -137,12 +138,13 @@ def _lasting(results: dict[str, Any]) -> Any:
 def write_pipeline(model: StepSpec, sample: StepSpec, store: Store, folder: Path) -> None:
     """The method's network and sampler as a stock pipeline, whole or not at all."""
     from noisewise.models.loading import load_denoiser, save_pipeline
+    from noisewise.workflow.steps import without_places
 
     store.check(model)
     denoiser, _ = load_denoiser(store.folder(model) / "model")
     beside = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(beside, ignore_errors=True)
-    save_pipeline(denoiser, scheduler_of(sample.settings), beside)
+    save_pipeline(without_places(denoiser), scheduler_of(sample.settings), beside)
     shutil.rmtree(folder, ignore_errors=True)
     beside.rename(folder)
 

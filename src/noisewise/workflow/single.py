@@ -90,8 +90,10 @@ def prune_model(
         needed["objective"] = Objective(schedule, **recipe.objective.model_dump())
         needed["images"] = load_data(recipe.data).train
         needed["timesteps"] = timesteps
-    elif timesteps is not None:
-        raise SettingError(f"--timesteps: {importance} importance would ignore it; use taylor or diff-pruning")
+    else:
+        for option, given in (("--timesteps", timesteps), ("--recipe", recipe)):
+            if given is not None:
+                raise SettingError(f"{option}: {importance} importance would ignore it; use taylor or diff-pruning")
     model = model.to(measure.device())
     small, info = prune_to_budget(model, describe(model).example_inputs(model), budget, importance, seed=seed, **needed)  # type: ignore[arg-type]  # the kind is checked where it is used
     small = small.to("cpu")

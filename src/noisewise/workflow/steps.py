@@ -44,8 +44,18 @@ def save_model(job: Job, model: ModelMixin) -> Result:
     folder = job.workspace / MODEL
     if folder.exists():
         shutil.rmtree(folder)  # of an attempt that was stopped here
-    model.to("cpu").save_pretrained(folder)
+    without_places(model).to("cpu").save_pretrained(folder)
     return cost_of(model)
+
+
+def without_places(model: ModelMixin) -> ModelMixin:
+    """Make a network, and those inside it, forget the folder it came from: diffusers would write it into config.json."""
+    from diffusers import ConfigMixin
+
+    for module in model.modules():
+        if isinstance(module, ConfigMixin):
+            module.register_to_config(_name_or_path="")
+    return model
 
 
 def cost_of(model: ModelMixin) -> Result:
@@ -133,7 +143,7 @@ def keep_snapshots(job: Job, model: ModelMixin, snapshots: list[int]) -> None:
     for images in snapshots:
         snapshot = copy.deepcopy(model).to("cpu")
         snapshot.load_state_dict(load_tensors(job.workspace / "snapshots" / f"{images}.safetensors"))
-        snapshot.save_pretrained(job.workspace / f"snapshot-{images}" / MODEL)
+        without_places(snapshot).save_pretrained(job.workspace / f"snapshot-{images}" / MODEL)
 
 
 def prune(job: Job) -> Result:
@@ -194,7 +204,7 @@ def assemble(job: Job) -> Result:
     for group in plan.groups:
         if not group.is_empty:
             experts[group.index], _ = load_denoiser(job.input(f"expert[{group.index}]") / MODEL)
-    model = ExpertDenoiser(experts, plan)
+    model = without_places(ExpertDenoiser(experts, plan))
     folder = job.workspace / MODEL
     if folder.exists():
         shutil.rmtree(folder)

@@ -27,7 +27,8 @@ from noisewise.files import read_json, sha256_file, write_json
 FORMAT = 1  # of what the steps write; a change that makes old artefacts unusable raises it
 RECORD = "artefact.json"
 FAILURE = "failure.json"
-SCRATCH = ("checkpoint", "snapshots")  # folders for resuming, gone once the step is done
+# folders for resuming, gone once the step is done
+SCRATCH = ("checkpoint", "checkpoint.previous", "checkpoint.new", "snapshots")
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,12 +101,13 @@ class Store:
 
     def record(self, step: StepSpec) -> Record:
         """Record of a finished step."""
-        raw = read_json(self.folder(step) / RECORD, f"step {step.name}")
+        path = self.folder(step) / RECORD
         try:
+            raw = read_json(path, "record")
             return Record(**{key: raw[key] for key in Record.__dataclass_fields__})
-        except (KeyError, TypeError):
+        except (SettingError, KeyError, TypeError):
             raise SettingError(
-                f"{self.folder(step) / RECORD}: is not a whole record; delete the folder to redo {step.name}"
+                f"{path}: is not a whole record; delete the folder {path.parent} to redo step {step.name}"
             ) from None
 
     def failure(self, step: StepSpec) -> str | None:
@@ -119,7 +121,7 @@ class Store:
             path = self.folder(step) / name
             if not path.is_file() or path.stat().st_size != known["size"] or sha256_file(path) != known["sha256"]:
                 state = "is missing" if not path.is_file() else "is not what the step wrote (checksum)"
-                raise SettingError(f"{path}: {state}; delete the folder {path.parent} to redo step {step.name}")
+                raise SettingError(f"{path}: {state}; delete the folder {self.folder(step)} to redo step {step.name}")
 
     def finish(self, step: StepSpec, result: Mapping[str, Any], seconds: float, provenance: Mapping[str, Any]) -> None:
         """Declare a step done: its files are summed up and the record written, atomically and last."""
