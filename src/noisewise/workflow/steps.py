@@ -49,7 +49,7 @@ def save_model(job: Job, model: ModelMixin) -> Result:
 
 
 def without_places(model: ModelMixin) -> ModelMixin:
-    """Make a network, and those inside it, forget the folder it came from: diffusers would write it into config.json."""
+    """A network that has forgotten the folder it came from, which diffusers would write into config.json."""
     from diffusers import ConfigMixin
 
     for module in model.modules():
