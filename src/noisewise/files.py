@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +17,25 @@ if TYPE_CHECKING:
     import torch
 
 
+@contextmanager
+def disk_errors(place: Path) -> Iterator[None]:
+    """A full disk is a user's problem with one clear line. safetensors has an error of its own for it."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        full = (errno.ENOSPC, errno.EDQUOT)
+        if getattr(error, "errno", None) not in full and not any(f"(os error {n})" in str(error) for n in full):
+            raise
+        raise SettingError(f"{place}: the disk is full; free some space and give the same command again") from None
+
+
 def write_atomic(path: Path, data: str | bytes) -> None:
     """Write ``data`` so that a reader, or a crash, never sees half of it."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with beside.open("wb") as file:
+        with disk_errors(path), beside.open("wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())

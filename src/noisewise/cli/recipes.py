@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -67,7 +68,7 @@ def plan(
         plot: file for a picture of SNR, cost limits and groups (.svg, .png, .pdf).
         save: file for the plan as JSON.
     """
-    from noisewise.files import check_target
+    from noisewise.files import check_target, write_atomic
     from noisewise.workflow.predict import si
 
     if plot is not None and plot.suffix not in PLOTS:
@@ -100,7 +101,9 @@ def plan(
     if plot is not None:
         from noisewise.report.figures import plan_figure
 
-        plan_figure(made).savefig(plot)
+        picture = io.BytesIO()
+        plan_figure(made).savefig(picture, format=plot.suffix[1:])
+        write_atomic(plot, picture.getvalue())
         print(plot)
     if save is not None:
         made.save(save)

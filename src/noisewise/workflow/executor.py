@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import queue
 import shutil
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from noisewise.errors import SettingError, TrainingError
+from noisewise.files import disk_errors
 from noisewise.workflow.progress import Event, Sink
 from noisewise.workflow.provenance import provenance
 from noisewise.workflow.store import SCRATCH, StepSpec, Store
@@ -142,14 +142,8 @@ def _compute(job: Job) -> dict[str, Any]:
     for source in job.step.inputs.values():
         job.store.check(source)
     torch.set_num_threads(threads_of(job.step) or job.runner.threads)
-    try:
+    with disk_errors(job.workspace):
         return ACTIONS[job.step.action](job)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise SettingError(
-                f"{job.workspace}: the disk is full; free some space and give the same command again"
-            ) from None
-        raise
 
 
 def threads_of(step: StepSpec) -> int | None:

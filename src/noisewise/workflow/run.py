@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from noisewise.errors import SettingError
-from noisewise.files import read_json, write_atomic, write_json
+from noisewise.files import disk_errors, read_json, write_atomic, write_json
 from noisewise.workflow.builder import build_graph
 from noisewise.workflow.executor import Runner, default_threads, run_parallel, run_serial, run_step
 from noisewise.workflow.graph import Graph, closure
@@ -153,19 +152,6 @@ def write_if_new(path: Path, text: str) -> None:
     """Leave a file alone that says the same already."""
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         write_atomic(path, text)
-
-
-@contextmanager
-def disk_errors(place: Path) -> Iterator[None]:
-    """A full disk is a user's problem with one clear line."""
-    import errno
-
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise SettingError(f"{place}: the disk is full; free some space and give the same command again") from None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from noisewise.errors import SettingError
-from noisewise.files import write_json
+from noisewise.files import disk_errors, write_json
 from noisewise.models.loading import load_denoiser, save_pipeline
 from noisewise.models.networks import describe
 from noisewise.objectives import Objective
@@ -217,7 +217,8 @@ def _whole_folder(out: Path) -> Iterator[Path]:
     beside = out.with_name(f".{out.name}.{os.getpid()}")
     beside.mkdir(parents=True)
     try:
-        yield beside
+        with disk_errors(out):
+            yield beside
         beside.replace(out)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
