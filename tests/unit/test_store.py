@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from noisewise.errors import SettingError
 from noisewise.training.settings import TrainSettings
-from noisewise.workflow.graph import closure
-from noisewise.workflow.store import RECORD, StepSpec, Store, run_lock
+from noisewise.workflow.store import RECORD, StepSpec, Store, closure, run_lock
 
 
 def step(name: str = "base", inputs: dict[str, StepSpec] | None = None, **settings: Any) -> StepSpec:

@@ -7,7 +7,7 @@ The plan needs no training, so the whole graph is known before anything runs. St
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,7 +17,7 @@ from noisewise.workflow.explain import did_you_mean
 from noisewise.workflow.foundation import Foundation
 from noisewise.workflow.networks import DataInfo
 from noisewise.workflow.recipe import Recipe
-from noisewise.workflow.store import StepSpec
+from noisewise.workflow.store import StepSpec, closure
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,19 +71,3 @@ class Graph:
                 return step
         names = [step.name for step in self.steps]
         raise SettingError(f"--only {name}: no such step; there are {', '.join(names)}{did_you_mean(name, names)}")
-
-
-def closure(steps: Iterable[StepSpec], but: str = "") -> list[StepSpec]:
-    """Steps and everything they depend on, each once, inputs first; inputs of the role ``but`` aside."""
-    found: dict[str, StepSpec] = {}
-
-    def visit(step: StepSpec) -> None:
-        if step.id not in found:
-            for role, source in step.inputs.items():
-                if role != but:
-                    visit(source)
-            found[step.id] = step
-
-    for step in steps:
-        visit(step)
-    return list(found.values())

@@ -17,6 +17,7 @@ from noisewise.models.loading import load_denoiser
 from noisewise.planning.plan import Plan
 from noisewise.schedule import NoiseSchedule
 from noisewise.streams import stream
+from noisewise.workflow.store import StepSpec, closure
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -214,9 +215,15 @@ def evaluate(job: Job) -> Result:
         sampler=str(sampled.settings["scheduler"]),
         num_inference_steps=job.result_of("sample")["num_inference_steps"],
         seed=sampled.settings["sample"]["seed"],
-        ema=True,
+        ema=_is_averaged(sampled.inputs["model"]),
     )
     return scores(features, _load_features(job.input("reference")))
+
+
+def _is_averaged(model: StepSpec) -> bool | None:
+    """Whether a network's weights are moving averages; None where it was not trained here."""
+    trainings = [step for step in closure([model]) if step.action == "train"]
+    return all(step.settings["train"].ema_halflife_images > 0 for step in trainings) if trainings else None
 
 
 def scores(sampled: Any, real: Any) -> Result:

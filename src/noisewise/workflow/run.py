@@ -14,13 +14,13 @@ from noisewise.errors import SettingError
 from noisewise.files import disk_errors, read_json, write_atomic, write_json
 from noisewise.workflow.builder import build_graph
 from noisewise.workflow.executor import Runner, default_threads, run_parallel, run_serial, run_step
-from noisewise.workflow.graph import Graph, closure
+from noisewise.workflow.graph import Graph
 from noisewise.workflow.measure import GRID, scheduler_of
 from noisewise.workflow.networks import check_budget
 from noisewise.workflow.progress import Sink
 from noisewise.workflow.recipe import Recipe, load_recipe
 from noisewise.workflow.results import all_metrics, collect
-from noisewise.workflow.store import StepSpec, Store, run_lock
+from noisewise.workflow.store import StepSpec, Store, closure, run_lock
 
 STORE = "store"
 RECIPE, RESULTS, PLAN, METRICS, PIPELINE = "recipe.yaml", "results.json", "plan.json", "metrics.jsonl", "pipeline"

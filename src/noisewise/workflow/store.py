@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -59,6 +59,22 @@ class StepSpec:
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         slug = "".join(c if c.isalnum() or c == "-" else "-" for c in self.name).strip("-")
         return f"{slug}-{digest[:8]}"
+
+
+def closure(steps: Iterable[StepSpec], but: str = "") -> list[StepSpec]:
+    """Steps and everything they depend on, each once, inputs first; inputs of the role ``but`` aside."""
+    found: dict[str, StepSpec] = {}
+
+    def visit(step: StepSpec) -> None:
+        if step.id not in found:
+            for role, source in step.inputs.items():
+                if role != but:
+                    visit(source)
+            found[step.id] = step
+
+    for step in steps:
+        visit(step)
+    return list(found.values())
 
 
 def plain(value: Any) -> Any:
