@@ -36,14 +36,13 @@ def load_denoiser(path: str | Path, **options: Any) -> tuple[ModelMixin, Schedul
 
 
 def save_pipeline(model: ModelMixin, scheduler: SchedulerMixin, path: str | Path) -> None:
-    """Write a stock pipeline's folder: a `DDIMPipeline` for a `DDIMScheduler`, otherwise a `DDPMPipeline`.
+    """Write a stock pipeline's folder: a `DDPMPipeline`, which takes DDIM too, and another scheduler swapped in.
 
-    (`DDIMPipeline` would replace any other scheduler by DDIM; `DDPMPipeline` keeps what it is given.)
+    (`DDIMPipeline` replaces any other scheduler by DDIM, and cannot run one that is swapped in: it passes it ``eta``.)
     """
-    from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline
+    from diffusers import DDPMPipeline
 
-    kind = DDIMPipeline if isinstance(scheduler, DDIMScheduler) else DDPMPipeline
-    kind(unet=model, scheduler=scheduler).save_pretrained(path)
+    DDPMPipeline(unet=model, scheduler=scheduler).save_pretrained(path)
 
 
 def _component(folder: Path, name: str) -> Path:
