@@ -141,6 +141,8 @@ def run(
 ) -> None:
     """Do everything a recipe says and write the report. The same command resumes; what is done is not done again.
 
+    On several GPUs: `accelerate launch -m noisewise run RECIPE`; every training then shares its batches among them.
+
     Args:
         recipe: a recipe (YAML); `noisewise init` writes one with every setting explained.
         set_: change a setting, e.g. --set finetune.num_images=50_000; may be given many times.
@@ -152,11 +154,13 @@ def run(
     """
     from noisewise.cli import show
     from noisewise.workflow.builder import build_graph
+    from noisewise.workflow.machine import num_processes, process_rank
     from noisewise.workflow.progress import open_sink
     from noisewise.workflow.recipe import load_recipe
     from noisewise.workflow.run import (
         check_smallest_budget,
         folder_of,
+        follow_recipe,
         open_graph,
         run_only,
         run_recipe,
@@ -166,6 +170,8 @@ def run(
 
     if jobs < 1:
         raise SettingError(f"--jobs: {jobs} given; 1 or more are possible")
+    if num_processes() > 1 and (jobs > 1 or only):
+        raise SettingError(f"--jobs, --only: not under a launcher, whose {num_processes()} processes share every step")
     settings = load_recipe(recipe, set_)
     if dry_run:
         folder_of(settings, runs)
@@ -175,6 +181,9 @@ def run(
         _announce(graph, store, jobs, probe=False)
         return
     graph, store = open_graph(settings, runs)
+    if process_rank() > 0:
+        follow_recipe(graph, store)
+        return
     if only:
         with open_sink(progress) as sink:
             if not run_only(graph, store, only, sink):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -82,12 +83,18 @@ def _accelerator(settings: TrainSettings) -> Any:
     if AcceleratorState._shared_state:  # an earlier training in this process may have used another precision
         AcceleratorState._reset_state()
     try:
-        accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+        accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=_processes_on_cpu())
         if settings.mixed_precision == "fp16" and accelerator.device.type == "cpu":
             raise ValueError("it needs a GPU; bf16 runs on a CPU")
         return accelerator
     except (ValueError, ImportError) as error:
         raise SettingError(f"mixed_precision: {settings.mixed_precision} is not possible here ({error})") from None
+
+
+def _processes_on_cpu() -> bool:
+    """Whether torchrun started several processes on a machine without GPU; accelerate sees them only when told."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return several and not torch.cuda.is_available() and not torch.backends.mps.is_available()
 
 
 def fingerprint(

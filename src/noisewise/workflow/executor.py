@@ -20,12 +20,16 @@ from pydantic import BaseModel
 
 from noisewise.errors import SettingError, TrainingError
 from noisewise.files import disk_errors
+from noisewise.workflow.machine import available_cores
 from noisewise.workflow.progress import Event, Sink
 from noisewise.workflow.provenance import provenance
 from noisewise.workflow.store import SCRATCH, StepSpec, Store
 
 if TYPE_CHECKING:
     from noisewise.data.images import Dataset
+
+
+FOLLOW_SECONDS = 0.2  # between two looks at a step that another process computes
 
 
 class StepError(RuntimeError):
@@ -97,10 +101,6 @@ def default_threads(num_jobs: int) -> int:
     return int(asked) if asked.isdecimal() and int(asked) else max(1, available_cores() // num_jobs)
 
 
-def available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def run_step(step: StepSpec, runner: Runner) -> bool:
     """Do one step unless it is done; its inputs must be.
 
@@ -144,6 +144,22 @@ def _compute(job: Job) -> dict[str, Any]:
     torch.set_num_threads(threads_of(job.step) or job.runner.threads)
     with disk_errors(job.workspace):
         return ACTIONS[job.step.action](job)
+
+
+def follow(steps: Sequence[StepSpec], runner: Runner) -> None:
+    """What every process but the first does with the steps: take part in each training, wait for all others.
+
+    The first process computes, saves and reports; the order of steps is the same in all of them.
+    """
+    store = runner.store
+    for step in steps:
+        trained = False
+        while not store.is_done(step):
+            if step.action == "train" and not trained and all(map(store.is_done, step.inputs.values())):
+                _compute(Job(step, runner))
+                trained = True
+            else:
+                time.sleep(FOLLOW_SECONDS)
 
 
 def threads_of(step: StepSpec) -> int | None:

@@ -17,6 +17,7 @@ from noisewise.models.loading import load_denoiser
 from noisewise.planning.plan import Plan
 from noisewise.schedule import NoiseSchedule
 from noisewise.streams import stream
+from noisewise.workflow.machine import device
 from noisewise.workflow.store import StepSpec, closure
 
 if TYPE_CHECKING:
@@ -32,15 +33,6 @@ NUM_IN_GRID = 64
 GRID_PIXELS = 32  # an image in the grid is at least so wide
 TIMING_ROUNDS = 3
 Result = dict[str, Any]
-
-
-def device() -> str:
-    """Where work is done: CUDA, Apple, or CPU, whichever is there."""
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def scheduler_of(settings: Any) -> Any:

@@ -75,7 +75,7 @@ def _probe(graph: Graph) -> float | None:
     from noisewise.evaluation.cost import TRAINING_FACTOR
     from noisewise.models.networks import describe
     from noisewise.workflow.executor import default_threads
-    from noisewise.workflow.measure import device
+    from noisewise.workflow.machine import device
     from noisewise.workflow.networks import new_unet2d
 
     per_image = TRAINING_FACTOR * graph.base.macs

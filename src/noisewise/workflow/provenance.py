@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from noisewise.workflow.machine import available_cores
+
 PACKAGES = ("noisewise", "torch", "diffusers", "accelerate", "safetensors", "numpy", "scipy")
 
 
@@ -34,8 +36,6 @@ def command() -> str:
 def machine() -> str:
     """The machine in general words."""
     import torch
-
-    from noisewise.workflow.executor import available_cores
 
     cores = available_cores()
     words = f"{cores} core{'s' if cores != 1 else ''}, {platform.machine()} CPU"

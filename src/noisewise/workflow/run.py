@@ -13,7 +13,7 @@ from typing import Any
 from noisewise.errors import SettingError
 from noisewise.files import disk_errors, read_json, write_atomic, write_json
 from noisewise.workflow.builder import build_graph
-from noisewise.workflow.executor import Runner, default_threads, run_parallel, run_serial, run_step
+from noisewise.workflow.executor import Runner, default_threads, follow, run_parallel, run_serial, run_step
 from noisewise.workflow.graph import Graph
 from noisewise.workflow.measure import GRID, scheduler_of
 from noisewise.workflow.networks import check_budget
@@ -79,6 +79,11 @@ def run_recipe(graph: Graph, store: Store, runs: Path, sink: Sink, num_jobs: int
         else:
             run_serial(graph.steps, Runner(store, sink, recipe.data, default_threads(1)))
         return Outcome(folder, gather(graph, store, folder, cached))
+
+
+def follow_recipe(graph: Graph, store: Store) -> None:
+    """What a process of rank above 0 does while the first one runs the recipe."""
+    follow(graph.steps, Runner(store, lambda event: None, graph.recipe.data, default_threads(1)))
 
 
 def check_smallest_budget(graph: Graph, store: Store) -> None:

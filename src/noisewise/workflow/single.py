@@ -23,6 +23,7 @@ from noisewise.schedule import NoiseSchedule
 from noisewise.workflow import measure
 from noisewise.workflow.explain import explain
 from noisewise.workflow.foundation import make_plan, make_schedule
+from noisewise.workflow.machine import device
 from noisewise.workflow.recipe import Recipe, apply_overrides
 from noisewise.workflow.settings import PlanSettings, SchedulerKind, Section
 
@@ -94,7 +95,7 @@ def prune_model(
         for option, given in (("--timesteps", timesteps), ("--recipe", recipe)):
             if given is not None:
                 raise SettingError(f"{option}: {importance} importance would ignore it; use taylor or diff-pruning")
-    model = model.to(measure.device())
+    model = model.to(device())
     small, info = prune_to_budget(model, describe(model).example_inputs(model), budget, importance, seed=seed, **needed)  # type: ignore[arg-type]  # the kind is checked where it is used
     small = small.to("cpu")
     with _whole_folder(out) as folder:
@@ -148,7 +149,7 @@ def images_of(
     model, scheduler = load_denoiser(folder)
     if scheduler is None:
         raise SettingError(f"{folder}: has no scheduler; give the folder of a pipeline")
-    model = model.to(measure.device()).eval()
+    model = model.to(device()).eval()
     num_classes = getattr(model.config, "num_class_embeds", None)
     return sample_images(
         model,

@@ -17,6 +17,7 @@ from noisewise.planning.plan import Plan
 from noisewise.schedule import NoiseSchedule
 from noisewise.streams import seed_of
 from noisewise.workflow import measure
+from noisewise.workflow.machine import device, process_rank
 from noisewise.workflow.networks import new_unet2d
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def objective_of(job: Job) -> Objective:
 def load_model(folder: Path) -> ModelMixin:
     """The network that a step made, on the device where work is done."""
     model, _ = load_denoiser(folder / MODEL)
-    return model.to(measure.device())
+    return model.to(device())
 
 
 def save_model(job: Job, model: ModelMixin) -> Result:
@@ -92,7 +93,7 @@ def train(job: Job) -> Result:
         if settings.get("fresh"):
             model = reinitialised(model, names)
     else:
-        model = new_network(settings["network"], names).to(measure.device())
+        model = new_network(settings["network"], names).to(device())
     teacher = load_model(job.input("teacher")) if "teacher" in job.step.inputs else None
     total = settings["train"].num_images
     snapshots = settings.get("snapshots", [])
@@ -112,6 +113,8 @@ def train(job: Job) -> Result:
             step.images_seen, total, f"loss {step.loss:.4f}, {step.images_per_second:,.0f} images/s"
         ),
     )
+    if process_rank() > 0:
+        return {}  # the first process has the same weights and keeps them
     keep_snapshots(job, result.model, snapshots)
     return {
         **save_model(job, result.model),
