@@ -178,7 +178,7 @@ def run(
         graph, store = build_graph(settings, store_of(runs) if runs.is_dir() else None, False), store_of(runs)
         check_smallest_budget(graph, store)
         show.steps(graph, states(graph, store))
-        _announce(graph, store, jobs, probe=False)
+        _announce(graph, store, jobs)
         return
     graph, store = open_graph(settings, runs)
     if process_rank() > 0:
@@ -199,12 +199,12 @@ def run(
         print(page)
 
 
-def _announce(graph: Graph, store: Store, jobs: int, probe: bool = True) -> None:
+def _announce(graph: Graph, store: Store, jobs: int) -> None:
     from noisewise.workflow.predict import summary
 
     for note in graph.base.notes:
         print(f"note: {note}")
-    print(summary(graph, store, jobs, probe), flush=True)
+    print(summary(graph, store, jobs), flush=True)
 
 
 def write_page(folder: Path, changed: bool = True) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 from noisewise.workflow.graph import Graph
 from noisewise.workflow.store import StepSpec, Store
 
-PROBE_MACS = 20e9  # a probe step that costs more than this would take too long
+PROBE_MACS = 150e9  # a probe step that costs more than this would take too long
 PROBE_BATCH = 64
 WORTH_PROBING = 50e9  # MACs; less is over before a probe would be
 PER_STEP_SECONDS = 1.0  # loading, saving, features: small beside training
@@ -19,7 +19,7 @@ def to_do(graph: Graph, store: Store) -> list[StepSpec]:
     return [step for step in graph.steps if not store.is_done(step)]
 
 
-def summary(graph: Graph, store: Store, num_jobs: int, probe: bool = True) -> str:
+def summary(graph: Graph, store: Store, num_jobs: int) -> str:
     """One line: how much is done, and what is left."""
     steps = to_do(graph, store)
     line = f"{graph.recipe.name}: {len(graph.steps)} steps, {len(graph.steps) - len(steps)} done"
@@ -27,7 +27,7 @@ def summary(graph: Graph, store: Store, num_jobs: int, probe: bool = True) -> st
         return line
     images, macs = sum(step.num_images for step in steps), sum(step.macs for step in steps)
     line += f"; to do: {images:,} training images, {si(macs)}MACs"
-    seconds = predicted_seconds(graph, steps, num_jobs) if probe else None
+    seconds = predicted_seconds(graph, steps, num_jobs)
     return line if seconds is None else f"{line}, about {in_words(seconds)} on this machine (by a short probe)"
 
 
