@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from noisewise.report import sample_grid
+from noisewise.sampling.grids import sample_grid
 
 NUM_TRAIN_TIMESTEPS = 1000
 STARTS, LIMITS = [0, 139, 493, 785, 1000], [0.625, 0.75, 0.875, 1.0]

@@ -10,9 +10,10 @@ import pytest
 from report_fixture import made_up_results
 
 from noisewise.errors import SettingError
-from noisewise.report import markdown_table, parse_results, rich_table, sample_grid, summary_table
+from noisewise.report import markdown_table, parse_results, rich_table, summary_table
 from noisewise.report.columns import decimals_of, format_value, scale_of, table_of, unbeaten
 from noisewise.report.results import Interval, Row
+from noisewise.sampling.grids import sample_grid
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from noisewise.report.card import model_card, write_card
-    from noisewise.report.grids import sample_grid
     from noisewise.report.page import write_report
     from noisewise.report.results import Results, load_results, parse_results
     from noisewise.report.tables import markdown_table, rich_table, summary_table
@@ -19,7 +18,6 @@ __all__ = [
     "model_card",
     "parse_results",
     "rich_table",
-    "sample_grid",
     "summary_table",
     "write_card",
     "write_report",
@@ -34,7 +32,6 @@ _HOMES = {
     "summary_table": "tables",
     "model_card": "card",
     "write_card": "card",
-    "sample_grid": "grids",
     "write_report": "page",
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 IMAGES = "images.npy"
 GRID = "grid.png"
 NUM_IN_GRID = 64
-GRID_PIXELS = 32  # an image in the grid is at least so wide
 TIMING_ROUNDS = 3
 Result = dict[str, Any]
 
@@ -94,7 +92,7 @@ def sample(job: Job) -> Result:
     images = draw_images(model, settings, total, num_steps, progress=lambda done: job.update(int(done), total))
     seconds = time.perf_counter() - started
     _save_array(job.workspace / IMAGES, images)
-    write_atomic(job.workspace / GRID, png_grid(images[:NUM_IN_GRID]))
+    write_atomic(job.workspace / GRID, png_grid(images))
     return {**image_cost(model, settings, num_steps), "seconds": round(seconds, 3)}
 
 
@@ -140,22 +138,11 @@ def _save_array(path: Path, array: np.ndarray) -> None:
 
 
 def png_grid(images: np.ndarray) -> bytes:
-    """Images [N, C, H, W] uint8 as a square of tiles, small ones enlarged without smoothing."""
-    from PIL import Image
+    """The first images [N, C, H, W] uint8 as a grid."""
+    from noisewise.sampling.grids import sample_grid
 
-    n, c, h, w = images.shape
-    columns = math.ceil(math.sqrt(n))
-    rows = math.ceil(n / columns)
-    gap = 1
-    canvas = np.full((rows * (h + gap) - gap, columns * (w + gap) - gap, c), 255, np.uint8)
-    for i, image in enumerate(images):
-        y, x = (i // columns) * (h + gap), (i % columns) * (w + gap)
-        canvas[y : y + h, x : x + w] = image.transpose(1, 2, 0)
-    picture = Image.fromarray(canvas[..., 0] if c == 1 else canvas)
-    factor = max(1, math.ceil(GRID_PIXELS / w))
-    picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
+    sample_grid(images[:NUM_IN_GRID]).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
@@ -183,7 +170,7 @@ def reference(job: Job) -> Result:
     halves = [chosen(part, n, settings["seed"]) for part in (data.test, data.train)]
     real, floor = (Features.of(extractor, half) for half in halves)
     _save_features(job.workspace, real)
-    write_atomic(job.workspace / GRID, png_grid(np.asarray(halves[0].pixels[:NUM_IN_GRID])))
+    write_atomic(job.workspace / GRID, png_grid(halves[0].pixels))
     return {**scores(floor, real), "metric": frechet_name(extractor.name), "n": n}
 
 

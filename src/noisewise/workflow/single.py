@@ -128,7 +128,7 @@ def sample_model(
         for i, image in enumerate(images):
             pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
             Image.fromarray(pixels).save(folder / f"{i:0{digits}d}.png")
-        (folder / measure.GRID).write_bytes(measure.png_grid(images[: measure.NUM_IN_GRID]))
+        (folder / measure.GRID).write_bytes(measure.png_grid(images))
     return images
 
 
