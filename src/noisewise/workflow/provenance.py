@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import platform
+import re
 import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from noisewise.workflow.machine import available_cores
@@ -29,7 +28,7 @@ def versions() -> dict[str, str]:
 
 def command() -> str:
     """The command given, without the folders of this machine."""
-    words = [Path(word).name if os.sep in word and Path(word).is_absolute() else word for word in sys.argv[1:]]
+    words = [re.sub(r"(^|=)/(\S*/)?", r"\1", word) for word in sys.argv[1:]]
     return " ".join(["noisewise", *words])
 
 
