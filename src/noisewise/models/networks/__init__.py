@@ -22,5 +22,5 @@ def describe(model: nn.Module) -> Network:
     if isinstance(model, UNet2DModel):
         return UNET2D
     raise SettingError(
-        f"model: a {type(model).__name__} is not a network noisewise knows; it knows UNet2DModel and ShapedUNet2DModel"
+        f"model: {type(model).__name__} is not a network noisewise knows; it knows UNet2DModel and ShapedUNet2DModel"
     )
