@@ -10,23 +10,32 @@ Shapes: T = num_train_timesteps.
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from noisewise.errors import SettingError
+from noisewise.schedule_formulas import (
+    FIRST_TIME,
+    Level,
+    between_timesteps,
+    continuous_log_snr,
+    continuous_time_at,
+    in_float64,
+    named_betas,
+    table_log_snr,
+    timestep_at,
+)
 
 Kind = Literal["vp", "edm", "flow"]
 Coordinate = Literal["timestep", "sigma", "flow-time"]
 ModelTimestep = Literal["timestep", "sigma", "c-noise", "flow-time"]
 BetaName = Literal["linear", "scaled_linear", "cosine"]
-Level = TypeVar("Level", float, np.ndarray, torch.Tensor)
 
 COORDINATES: dict[str, Coordinate] = {"vp": "timestep", "edm": "sigma", "flow": "flow-time"}
 BETA_RANGES = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012), "cosine": (0.0, 0.999)}
@@ -120,7 +129,7 @@ class NoiseSchedule:
         start, end = start if beta_start is None else beta_start, end if beta_end is None else beta_end
         if not 0 <= start < end < 1:
             raise SettingError(f"schedule.beta_start: {start} is not between 0 and beta_end, {end} (below 1)")
-        alphas_cumprod = np.cumprod(1 - _named_betas(name, num_train_timesteps, start, end))  # [T]
+        alphas_cumprod = np.cumprod(1 - named_betas(name, num_train_timesteps, start, end))  # [T]
         return cls.from_alphas_cumprod(alphas_cumprod, {"name": name, "beta_start": start, "beta_end": end})
 
     @classmethod
@@ -139,24 +148,33 @@ class NoiseSchedule:
     def signal(self, t: Level) -> Level:
         """What x_0 is multiplied by at coordinate ``t``; see ``snr_db`` for types."""
         if self.kind == "edm":
-            return _apply(t, torch.ones_like)
+            return in_float64(t, torch.ones_like)
         if self.kind == "flow":
-            return _apply(t, lambda t: 1 - t)
-        return _apply(t, lambda t: torch.sigmoid(self._log_snr(t)).sqrt())
+            return in_float64(t, lambda t: 1 - t)
+        return in_float64(t, lambda t: torch.sigmoid(self._log_snr(t)).sqrt())
 
     def noise(self, t: Level) -> Level:
         """What the unit Gaussian noise is multiplied by at coordinate ``t``; see ``snr_db`` for types."""
         if self.kind == "vp":
-            return _apply(t, lambda t: torch.sigmoid(-self._log_snr(t)).sqrt())
-        return _apply(t, lambda t: t)
+            return in_float64(t, lambda t: torch.sigmoid(-self._log_snr(t)).sqrt())
+        return in_float64(t, lambda t: t)
 
     def snr_db(self, t: Level) -> Level:
         """Signal-to-noise ratio in decibels, 20 log10(signal / noise), TDC Eq. 2; falls from data to noise.
 
         ``t`` is a number, an array or a tensor of coordinates, and comes back as the same (dtype, device, shape;
-        integers as the default float). Between two timesteps the logarithm of the ratio is linear.
+        integers as the default float). Between two timesteps the logarithm of the ratio is linear; the continuous VP
+        formula holds exactly at t = T s - 1, for any time s in (0, 1].
         """
-        return _apply(t, lambda t: self._log_snr(t) * DECIBEL)
+        return in_float64(t, lambda t: self._log_snr(t) * DECIBEL)
+
+    def coordinate_at_snr(self, snr_db: Level) -> Level:
+        """The coordinate of an SNR in decibels, the inverse of ``snr_db``; types as there.
+
+        An SNR beyond the schedule's noise levels gives the nearest of them, one of ``limits``.
+        """
+        low, high = self.limits
+        return in_float64(snr_db, lambda snr_db: self._coordinate_at(snr_db / DECIBEL).clamp(low, high))
 
     def _log_snr(self, t: torch.Tensor) -> torch.Tensor:
         """log(signal^2 / noise^2), any shape, float64 where the device has it."""
@@ -164,21 +182,34 @@ class NoiseSchedule:
             return -2 * t.log()
         if self.kind == "flow":
             return 2 * (torch.log1p(-t) - t.log())
-        last = self.num_train_timesteps - 1
-        if t.device.type == "cpu" and t.numel() and not 0 <= t.min().item() <= t.max().item() <= last:
-            raise SettingError(f"timestep: {t.min().item():g} to {t.max().item():g} is not within 0 to {last}")
-        table = self._table(t.device, t.dtype)  # [T]
-        low = t.floor().long()
-        below, above = table[low], table[(low + 1).clamp(max=last)]
-        return torch.where(t == low, below, below + (above - below) * (t - low))  # infinity times 0 is not 0
+        last, table = self.num_train_timesteps - 1, self._table(t.device, t.dtype)  # [T]
+        if t.device.type == "cpu" and t.numel():
+            low, high = t.min().item(), t.max().item()
+            if not (0 <= low <= high <= last or (self.is_formula and -1 < low <= high <= last)):
+                allowed = f"above -1 and at most {last}" if self.is_formula else f"within 0 to {last}"
+                raise SettingError(f"timestep: {low:g} to {high:g} is not {allowed}")
+        if self.formula is None or not self.is_formula:
+            return between_timesteps(t, table)
+        exact = continuous_log_snr((t + 1) / self.num_train_timesteps, **self.formula)
+        whole = t.floor().long().clamp(min=0)
+        return torch.where(t == whole, table[whole], exact)  # at timesteps the same bits as alphas_cumprod
+
+    def _coordinate_at(self, log_snr: torch.Tensor) -> torch.Tensor:
+        """The inverse of ``_log_snr``."""
+        if self.kind == "edm":
+            return torch.exp(-log_snr / 2)
+        if self.kind == "flow":
+            return torch.sigmoid(-log_snr / 2)
+        if self.formula is None or not self.is_formula:
+            return timestep_at(log_snr, self._table(log_snr.device, log_snr.dtype))
+        return self.num_train_timesteps * continuous_time_at(log_snr, **self.formula) - 1
 
     def _table(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         """[T] log SNR of the timesteps, kept per device."""
         if (device, dtype) not in self._tables:
             assert self.alphas_cumprod is not None
-            with np.errstate(divide="ignore"):
-                log_snr = np.log(self.alphas_cumprod) - np.log1p(-self.alphas_cumprod)  # [T]
-            self._tables[device, dtype] = torch.from_numpy(log_snr).to(device=device, dtype=dtype)
+            log_snr = torch.from_numpy(table_log_snr(self.alphas_cumprod))  # [T]
+            self._tables[device, dtype] = log_snr.to(device=device, dtype=dtype)
         return self._tables[device, dtype]
 
     # ---- coordinates
@@ -194,11 +225,28 @@ class NoiseSchedule:
         return self.kind == "vp"
 
     @property
+    def is_formula(self) -> bool:
+        """Whether this is VP by its continuous formula, which holds between timesteps, too."""
+        return self.formula is not None and "beta_max" in self.formula
+
+    @property
+    def is_log(self) -> bool:
+        """Whether noise levels are spaced evenly in the logarithm of the coordinate (sigma)."""
+        return self.kind == "edm"
+
+    @property
     def span(self) -> tuple[float, float]:
         """Coordinates from data to noise: (0, T), half-open; (sigma_min, sigma_max); (0.0, 1.0)."""
         if self.kind == "vp":
             return 0, self.num_train_timesteps
         return (self.sigma_min, self.sigma_max) if self.kind == "edm" else (0.0, 1.0)
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The coordinates nearest to data and to noise that have a noise level; VP's formula starts at time 1e-5."""
+        if self.kind != "vp":
+            return self.span
+        return (self.num_train_timesteps * FIRST_TIME - 1 if self.is_formula else 0), self.num_train_timesteps - 1
 
     def grid(self) -> np.ndarray:
         """[T] coordinates from data to noise: timesteps, log-spaced sigmas, (shifted) uniform flow times in (0, 1]."""
@@ -245,31 +293,17 @@ class NoiseSchedule:
         Returns:
             [calls]; int64 where they are whole timesteps, else float64.
         """
-        if num_inference_steps < 1:
-            raise SettingError(f"sample.num_inference_steps: {num_inference_steps} is below 1")
-        self.check_same(NoiseSchedule.from_scheduler(scheduler))
-        scheduler = copy.deepcopy(scheduler)
-        try:
-            scheduler.set_timesteps(num_inference_steps, **options)
-        except (ValueError, TypeError, LookupError, ArithmeticError, AssertionError) as error:
-            raise SettingError(f"sample.num_inference_steps: {num_inference_steps} is refused ({error})") from error
-        times = scheduler.timesteps
-        if hasattr(scheduler, "set_sigmas"):  # variance exploding: sigma itself, with corrector calls before each step
-            scheduler.set_sigmas(num_inference_steps)
-            times = scheduler.sigmas.repeat_interleave(scheduler.config.correct_steps + 1)
-        coordinates = self.to_coordinate(np.asarray(times.cpu(), dtype=np.float64))  # [calls]
-        if self.is_discrete and (coordinates == coordinates.round()).all():
-            return coordinates.astype(np.int64)
-        return coordinates
+        from noisewise.schedule_reader import visited_coordinates
+
+        return visited_coordinates(self, scheduler, num_inference_steps, **options)
 
     def check_same(self, other: NoiseSchedule, setting: str = "schedule") -> None:
         """Raise where ``other`` counts noise levels differently; warn where a timestep has another noise level."""
         if other.kind != self.kind:
             raise SettingError(f"{setting}.kind: made for {self.kind} ({self.coordinate}), given {other.kind}")
         if other.num_train_timesteps != self.num_train_timesteps:
-            raise SettingError(
-                f"{setting}.num_train_timesteps: made for {self.num_train_timesteps}, given {other.num_train_timesteps}"
-            )
+            counts = f"made for {self.num_train_timesteps}, given {other.num_train_timesteps}"
+            raise SettingError(f"{setting}.num_train_timesteps: {counts}")
         if self.alphas_cumprod is not None and other.alphas_cumprod is not None:
             ours, theirs = self.snr_db(self.grid()), other.snr_db(self.grid())
             finite = np.isfinite(ours) & np.isfinite(theirs)
@@ -313,25 +347,3 @@ class NoiseSchedule:
             return cls(**settings)
         except (KeyError, TypeError, AttributeError) as error:
             raise SettingError(f"schedule: not the description of a noise schedule ({error!r})") from error
-
-
-def _named_betas(name: str, T: int, start: float, end: float) -> np.ndarray:
-    """[T] noise variance of each step; the cosine schedule (arXiv:2102.09672, Eq. 17) is cut at ``end``."""
-    if name == "linear":
-        return np.linspace(start, end, T)
-    if name == "scaled_linear":
-        return np.linspace(start**0.5, end**0.5, T) ** 2
-    s = np.arange(T + 1) / T  # [T + 1]
-    alpha_bar = np.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2  # [T + 1]
-    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], end)
-
-
-def _apply(t: Level, formula: Callable[[torch.Tensor], torch.Tensor]) -> Level:
-    """``formula`` in float64 (float32 on Apple devices), given back as what came in."""
-    if isinstance(t, torch.Tensor):
-        dtype = t.dtype if t.is_floating_point() else torch.get_default_dtype()
-        return formula(t.to(torch.float32 if t.device.type == "mps" else torch.float64)).to(dtype)
-    if isinstance(t, np.ndarray):
-        result = formula(torch.from_numpy(np.array(t, dtype=np.float64))).numpy()
-        return result.astype(t.dtype) if np.issubdtype(t.dtype, np.floating) else result
-    return float(formula(torch.tensor(float(t), dtype=torch.float64)))

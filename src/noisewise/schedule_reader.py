@@ -36,17 +36,49 @@ def read_scheduler(scheduler: Any) -> NoiseSchedule:
     )
 
 
+def schedule_of_betas(config: Any) -> NoiseSchedule | None:
+    """Discrete VP in float64 from a scheduler's settings: by name, or betas, those of the continuous formula too.
+
+    None for what they do not say whole: other names, and numbers that are no betas.
+    """
+    betas, name = config.get("trained_betas"), NAMES.get(config.get("beta_schedule", ""))
+    if betas is None:
+        if name is None:
+            return None
+        range_ = {} if name == "cosine" else {"beta_start": config["beta_start"], "beta_end": config["beta_end"]}
+        return NoiseSchedule.named(name, config["num_train_timesteps"], **range_)  # type: ignore[arg-type]
+    try:
+        schedule = NoiseSchedule.from_betas(betas)
+    except (SettingError, TypeError, ValueError):
+        return None
+    return _by_formula(schedule) or schedule
+
+
+def _by_formula(schedule: NoiseSchedule) -> NoiseSchedule | None:
+    """The continuous VP schedule that these timesteps are of: -log(alpha_bar) / t is then a straight line in t."""
+    assert schedule.alphas_cumprod is not None
+    T = schedule.num_train_timesteps
+    with np.errstate(divide="ignore"):
+        rates = -np.log(schedule.alphas_cumprod) * T / np.arange(1, T + 1)  # [T]
+    slope = (rates[-1] - rates[0]) / (1 - 1 / T)
+    beta_min = rates[0] - slope / T
+    beta_min, beta_max = (float(f"{beta:.8g}") for beta in (beta_min, beta_min + 2 * slope))  # as they were typed
+    if not 0 <= beta_min < beta_max < np.inf:
+        return None
+    exact = NoiseSchedule.vp(beta_min, beta_max, T)
+    return exact if np.allclose(exact.alphas_cumprod, schedule.alphas_cumprod, rtol=1e-7, atol=0) else None  # type: ignore[arg-type]
+
+
 def _discrete(scheduler: Any, config: Any) -> NoiseSchedule | None:
-    """Discrete VP; in float64 by its formula where the scheduler's float32 agrees with one."""
+    """Discrete VP; in float64 by its settings where the scheduler's float32 agrees with them."""
     if getattr(scheduler, "alphas_cumprod", None) is None:
         return None
     alphas_cumprod = np.asarray(scheduler.alphas_cumprod.cpu(), dtype=np.float64)  # [T]
-    name = NAMES.get(config.get("beta_schedule", ""))
-    if name is not None and config.get("trained_betas") is None:
-        range_ = {} if name == "cosine" else {"beta_start": config.beta_start, "beta_end": config.beta_end}
-        exact = NoiseSchedule.named(name, len(alphas_cumprod), **range_)  # type: ignore[arg-type]
-        # zero-SNR rescaling and shifted variants of a named schedule differ by far more than float32's rounding
-        if exact.alphas_cumprod is not None and np.allclose(alphas_cumprod, exact.alphas_cumprod, rtol=1e-3, atol=0):
+    exact = schedule_of_betas(config)
+    # zero-SNR rescaling and shifted variants of a schedule differ by far more than float32's rounding
+    if exact is not None and exact.num_train_timesteps == len(alphas_cumprod):
+        assert exact.alphas_cumprod is not None
+        if np.allclose(alphas_cumprod, exact.alphas_cumprod, rtol=1e-3, atol=0):
             return exact
     return NoiseSchedule.from_alphas_cumprod(alphas_cumprod)
 
@@ -109,3 +141,25 @@ def _flow(scheduler: Any, config: Any) -> NoiseSchedule | None:
     if len(sigmas) < len(timesteps) or sigmas.max() > 1 or (sigmas * T - timesteps).abs().max() > 1e-2:
         return None
     return NoiseSchedule.flow(T, 1.0 if config.get("use_dynamic_shifting") else config.get("shift") or 1.0)
+
+
+def visited_coordinates(
+    schedule: NoiseSchedule, scheduler: Any, num_inference_steps: int, **options: Any
+) -> np.ndarray:
+    """What ``NoiseSchedule.visited`` says: [calls] coordinates, in order."""
+    if num_inference_steps < 1:
+        raise SettingError(f"sample.num_inference_steps: {num_inference_steps} is below 1")
+    schedule.check_same(NoiseSchedule.from_scheduler(scheduler))
+    scheduler = copy.deepcopy(scheduler)
+    try:
+        scheduler.set_timesteps(num_inference_steps, **options)
+    except (ValueError, TypeError, LookupError, ArithmeticError, AssertionError) as error:
+        raise SettingError(f"sample.num_inference_steps: {num_inference_steps} is refused ({error})") from error
+    times = scheduler.timesteps
+    if hasattr(scheduler, "set_sigmas"):  # variance exploding: sigma itself, with corrector calls before each step
+        scheduler.set_sigmas(num_inference_steps)
+        times = scheduler.sigmas.repeat_interleave(scheduler.config.correct_steps + 1)
+    coordinates = schedule.to_coordinate(np.asarray(times.cpu(), dtype=np.float64))  # [calls]
+    if schedule.is_discrete and (coordinates == coordinates.round()).all():
+        return coordinates.astype(np.int64)
+    return coordinates
