@@ -11,19 +11,36 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from noisewise.models.cost import count_macs
     from noisewise.models.experts import ExpertDenoiser
+    from noisewise.models.multi_decoder import MultiDecoderUNet2DModel
     from noisewise.models.shaped import ShapedUNet2DModel
     from noisewise.planning.plan import Plan
     from noisewise.pruning.prune import prune_to_budget
+    from noisewise.sampling.dpm_solver import DPMSolver3Scheduler
+    from noisewise.sampling.edm_heun import EDMHeunScheduler
     from noisewise.schedule import NoiseSchedule
 
 __version__ = "0.1.0"
-__all__ = ["ExpertDenoiser", "NoiseSchedule", "Plan", "ShapedUNet2DModel", "count_macs", "prune_to_budget"]
+__all__ = [
+    "DPMSolver3Scheduler",
+    "EDMHeunScheduler",
+    "ExpertDenoiser",
+    "MultiDecoderUNet2DModel",
+    "NoiseSchedule",
+    "Plan",
+    "ShapedUNet2DModel",
+    "count_macs",
+    "prune_to_budget",
+]
 
 _HOMES = {
+    "DPMSolver3Scheduler": "noisewise.sampling.dpm_solver",
+    "EDMHeunScheduler": "noisewise.sampling.edm_heun",
     "ExpertDenoiser": "noisewise.models.experts",
-    "ModelMixin": "diffusers",  # diffusers looks for this name beside a component's class when it loads a pipeline
+    "ModelMixin": "diffusers",  # diffusers looks for these two beside a component's class when it loads a pipeline
+    "MultiDecoderUNet2DModel": "noisewise.models.multi_decoder",
     "NoiseSchedule": "noisewise.schedule",
     "Plan": "noisewise.planning.plan",
+    "SchedulerMixin": "diffusers",
     "ShapedUNet2DModel": "noisewise.models.shaped",
     "count_macs": "noisewise.models.cost",
     "prune_to_budget": "noisewise.pruning.prune",

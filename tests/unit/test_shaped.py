@@ -229,3 +229,27 @@ def test_weights_are_checked_against_the_configuration(tmp_path: Path) -> None:
 def test_impossible_cuts_are_refused(kept: dict[str, torch.Tensor], message: str) -> None:
     with pytest.raises(SettingError, match=message):
         cut(build("plain"), kept)
+
+
+def test_projected_shortcuts_where_the_widths_ask_for_none(tmp_path: Path) -> None:
+    model = build("resnet")
+    paths = ["down_blocks.0.downsamplers.0", "up_blocks.0.upsamplers.0", "down_blocks.0.resnets.0"]
+    shaped = ShapedUNet2DModel(**skeleton(model), shortcuts=paths).eval()
+    extra = dict.fromkeys(f"{path}.conv_shortcut.{name}" for path in paths for name in ("weight", "bias"))
+    assert shaped.state_dict().keys() == model.state_dict().keys() | extra.keys()
+
+    # a shortcut is a stream of its own: cutting what nobody reads changes nothing
+    axis = "down_blocks.0.downsamplers.0"
+    unread = silenced(shaped, axis, [0, 1, 2, 3])  # whole groups of every norm
+    small = cut(unread, {axis: without(16, 0, 1, 2, 3)})
+    assert kept_widths(small)[axis] == 12
+    torch.testing.assert_close(predict(small), predict(unread), rtol=0, atol=1e-5)
+    small.save_pretrained(tmp_path)
+    again = ShapedUNet2DModel.from_pretrained(tmp_path)
+    assert again.config.shortcuts == paths
+    assert torch.equal(predict(again), predict(small))
+
+    with pytest.raises(SettingError, match=r"shortcuts\.mid_block: a UNetMidBlock2D is there"):
+        ShapedUNet2DModel(**skeleton(model), shortcuts=["mid_block"])
+    with pytest.raises(SettingError, match=r"has a shortcut convolution already"):
+        ShapedUNet2DModel(**skeleton(model), shortcuts=["up_blocks.0.resnets.0"])

@@ -20,6 +20,7 @@ from noisewise.errors import SettingError
 from noisewise.models.cost import count_parameters
 from noisewise.models.folders import load_model_folder, read_config
 from noisewise.models.networks import describe
+from noisewise.models.shared import add_aliases, drop_aliases, tie, without
 from noisewise.planning.plan import Plan
 
 PASSED_ON = (
@@ -42,20 +43,24 @@ class ExpertDenoiser(ModelMixin, ConfigMixin):
         experts: [N] models that take ``(sample, timestep, class_labels)``, index 0 nearest the data. Their widths may
             differ. ``None`` stands for the expert of an empty group, which is never called.
         plan: the groups.
+        shared_modules: paths of modules that all experts have in common, e.g. "down_blocks". Those of the first expert
+            take the place of the others' own; they are counted, trained and stored once.
     """
 
     __module__ = "noisewise"  # what diffusers writes into model_index.json, and where it looks again
     _supports_gradient_checkpointing = True
     _skip_layerwise_casting_patterns = ("norm",)
 
-    def __init__(self, experts: Sequence[ModelMixin | None], plan: Plan) -> None:
+    def __init__(self, experts: Sequence[ModelMixin | None], plan: Plan, shared_modules: Sequence[str] = ()) -> None:
         super().__init__()
         _check_experts(experts, plan)
+        tie(experts, shared_modules)
         self.experts = nn.ModuleList(experts)  # type: ignore[arg-type]  # an empty group's place stays empty
         self.plan = plan
         self.register_to_config(
             plan=plan.to_dict(),
             expert_classes=[None if expert is None else type(expert).__name__ for expert in experts],
+            shared_modules=list(shared_modules),
             **_shared_settings(experts),
         )
 
@@ -111,6 +116,16 @@ class ExpertDenoiser(ModelMixin, ConfigMixin):
         """Parameters of all experts together, what memory has to hold; shared ones count once."""
         return count_parameters(self)
 
+    def state_dict(self, *args: Any, prefix: str = "", **options: Any) -> dict[str, Any]:
+        """As of any module, each shared tensor once, under the first expert's name."""
+        state = super().state_dict(*args, prefix=prefix, **options)
+        drop_aliases(self, state, prefix)
+        return state
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        add_aliases(self, state_dict, prefix)  # what `state_dict` left out
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def save_pretrained(
         self,
         save_directory: str | Path,
@@ -122,14 +137,19 @@ class ExpertDenoiser(ModelMixin, ConfigMixin):
         push_to_hub: bool = False,
         **options: Any,
     ) -> None:
-        """Write ``expert_<i>/`` folders, each a model of its own, and then config.json with the plan."""
+        """Write ``expert_<i>/`` folders, each a model of its own, and then config.json with the plan.
+
+        Shared modules are written once, with the first expert.
+        """
         if not safe_serialization:
             raise SettingError("safe_serialization: False would write pickles; noisewise writes safetensors only")
         folder = Path(save_directory)
         expert: Any
+        first = next(i for i, expert in enumerate(self.experts) if expert is not None)
         for i, expert in enumerate(self.experts):
             if expert is not None:
-                expert.save_pretrained(
+                stored: Any = expert if i == first else without(expert, self.config.shared_modules)
+                stored.save_pretrained(
                     folder / f"expert_{i}",
                     is_main_process=is_main_process,
                     save_function=save_function,
@@ -158,16 +178,20 @@ class ExpertDenoiser(ModelMixin, ConfigMixin):
         folder = Path(pretrained_model_name_or_path) / (subfolder or "")
         config = read_config(folder)
         if config["_class_name"] != cls.__name__:
-            raise SettingError(f"model: {folder} holds a {config['_class_name']}, not an {cls.__name__}")
+            raise SettingError(f"model: {folder} holds {config['_class_name']}, not {cls.__name__}")
         classes, plan = config.get("expert_classes"), config.get("plan")
         if not isinstance(classes, list) or not isinstance(plan, dict):
             raise SettingError(f"model: {folder}/config.json lists no experts (expert_classes) or no plan")
+        shared = config.get("shared_modules") or []
         options = _passed_on(options)
+        first = next((i for i, kind in enumerate(classes) if kind is not None), 0)
         experts = [
-            None if kind is None else load_model_folder(folder / f"expert_{i}", **options)
+            None
+            if kind is None
+            else load_model_folder(folder / f"expert_{i}", absent=() if i == first else shared, **options)
             for i, kind in enumerate(classes)
         ]
-        model = cls(experts, Plan.from_dict(plan)).eval()
+        model = cls(experts, Plan.from_dict(plan), shared).eval()
         model.register_to_config(_name_or_path=str(folder))
         return (model, {}) if output_loading_info else model
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,11 +50,12 @@ def check_weights(folder: Path) -> None:
     raise SettingError(f"model: {folder} has no weights (*.safetensors)")
 
 
-def load_model_folder(folder: Path, **options: Any) -> ModelMixin:
+def load_model_folder(folder: Path, absent: Sequence[str] = (), **options: Any) -> ModelMixin:
     """Load the model in ``folder`` with its class's ``from_pretrained``; a tensor missing or left over is an error.
 
     Args:
         folder: holds config.json and safetensors.
+        absent: paths of modules whose tensors are kept elsewhere; the model comes back with empty modules there.
         options: what ``from_pretrained`` takes, e.g. ``torch_dtype``, ``variant``, ``device_map``.
     """
     config = read_config(folder)
@@ -63,7 +64,8 @@ def load_model_folder(folder: Path, **options: Any) -> ModelMixin:
         return kind.from_pretrained(folder, **options)  # comes back here for every expert
     check_weights(folder)
     try:
-        model, report = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **options)
+        loader = _without_modules(kind, absent) if absent else kind
+        model, report = loader.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **options)
     except SettingError as error:
         raise SettingError(f"model: {folder} does not fit its config.json: {error}") from None
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
@@ -72,7 +74,24 @@ def load_model_folder(folder: Path, **options: Any) -> ModelMixin:
             f"model: {folder} cannot be loaded: a file is damaged, missing or does not fit config.json ({reason})"
         ) from error
     _check_report(folder, report)
+    model.__class__ = kind
     return model
+
+
+def _without_modules(kind: type[ModelMixin], absent: Sequence[str]) -> type[ModelMixin]:
+    """The class, but what it builds from a configuration has empty modules at ``absent``.
+
+    So its ``from_pretrained`` asks for no tensors there, whichever way it fills and places the others.
+    """
+    from torch import nn
+
+    def from_config(_: type, *args: Any, **options: Any) -> Any:
+        model = kind.from_config(*args, **options)
+        for path in absent:
+            model.set_submodule(path, nn.Module())
+        return model
+
+    return type(kind.__name__, (kind,), {"__module__": kind.__module__, "from_config": classmethod(from_config)})
 
 
 def _check_report(folder: Path, report: Mapping[str, Any]) -> None:

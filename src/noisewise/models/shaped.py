@@ -3,7 +3,8 @@
 The configuration holds the settings of the network it was cut from (the skeleton: blocks, resolutions, activations)
 and beside them the shape of every layer, the groups of every norm, the heads of every attention, and the blocks that
 were taken out. Tensor shapes alone would not tell the last three, so the weights are checked against the
-configuration and never the other way round.
+configuration and never the other way round. A residual block whose shortcut is projected although its widths would
+not ask for it (as in DDPM++'s resampling blocks) is listed too.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import nn
 from noisewise.errors import SettingError
 from noisewise.models.networks.unet2d import RemovedBlock, wiring
 
-SHAPE_SETTINGS = ("layers", "norm_groups", "heads", "removed_blocks")
+SHAPE_SETTINGS = ("layers", "norm_groups", "heads", "removed_blocks", "shortcuts")
 
 
 class ShapedUNet2DModel(UNet2DModel):
@@ -34,6 +35,7 @@ class ShapedUNet2DModel(UNet2DModel):
         norm_groups: number of groups by path of the norm.
         heads: number of heads by path of the attention.
         removed_blocks: paths of residual blocks (without shortcut convolution) and attentions that are left out.
+        shortcuts: paths of residual blocks that get a shortcut convolution where the skeleton adds them to their input.
         **settings: those of `UNet2DModel`.
     """
 
@@ -46,6 +48,7 @@ class ShapedUNet2DModel(UNet2DModel):
         norm_groups: Mapping[str, int] | None = None,
         heads: Mapping[str, int] | None = None,
         removed_blocks: Sequence[str] = (),
+        shortcuts: Sequence[str] = (),
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
@@ -54,10 +57,13 @@ class ShapedUNet2DModel(UNet2DModel):
             "norm_groups": dict(norm_groups or {}),
             "heads": dict(heads or {}),
             "removed_blocks": list(removed_blocks),
+            "shortcuts": list(shortcuts),
         }
         self.register_to_config(**shape)
         for path in removed_blocks:
             _remove(self, path)
+        for path in shortcuts:
+            _add_shortcut(self, path)
         for path, sizes in shape["layers"].items():
             _resize(self, path, sizes)
         for path, num_heads in shape["heads"].items():
@@ -104,6 +110,16 @@ def _remove(model: nn.Module, path: str) -> None:
             "only blocks that add to their input can be left out"
         )
     model.set_submodule(path, RemovedBlock())
+
+
+def _add_shortcut(model: nn.Module, path: str) -> None:
+    block = _submodule(model, "shortcuts", path, ResnetBlock2D)
+    if block.conv_shortcut is not None:
+        raise SettingError(f"shortcuts.{path}: this residual block has a shortcut convolution already")
+    weight = block.conv1.weight
+    place = {"device": weight.device, "dtype": weight.dtype}
+    block.conv_shortcut = nn.Conv2d(block.in_channels, block.out_channels, 1, **place)
+    block.use_in_shortcut = True
 
 
 def _resize(model: nn.Module, path: str, sizes: Sequence[int]) -> None:

@@ -92,8 +92,8 @@ def _shape(model: ModelMixin, net: Wiring, channels: Mapping[str, torch.Tensor])
         elif layer.kind != "embedding":
             layers[layer.path] = [width_in, width_out]
     heads = {a.path: a.heads if a.heads == 1 else widths[a.axis] // net.axes[a.axis].unit for a in net.attentions}
-    removed = list(model.config.get("removed_blocks", ()))
-    return {"layers": layers, "norm_groups": norm_groups, "heads": heads, "removed_blocks": removed}
+    blocks = {name: list(model.config.get(name, ())) for name in ("removed_blocks", "shortcuts")}
+    return {"layers": layers, "norm_groups": norm_groups, "heads": heads, **blocks}
 
 
 def _indices(net: Wiring, parts: tuple[str, ...], channels: Mapping[str, torch.Tensor]) -> torch.Tensor:
