@@ -3,7 +3,8 @@
 Training, pruning scores, Taylor importances and evaluation all ask this module, so that they mean the same by "loss".
 
 Sources: DDPM (arXiv:2006.11239), v prediction (arXiv:2202.00512, appendix D), learned-range variance and the hybrid
-loss (IDDPM, arXiv:2102.09672, Eq. 15 and 16), P2 weighting (arXiv:2204.00227, Eq. 8), min-SNR (arXiv:2303.09556).
+loss (IDDPM, arXiv:2102.09672, Eq. 15 and 16), P2 weighting (arXiv:2204.00227, Eq. 8), min-SNR (arXiv:2303.09556),
+EDM (arXiv:2206.00364, Table 1), flow matching's velocity (arXiv:2209.03003).
 
 Shapes: B = batch, C = image channels, H, W = height and width, T = training timesteps.
 """
@@ -11,20 +12,26 @@ Shapes: B = batch, C = image channels, H, W = height and width, T = training tim
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
-import numpy as np
 import torch
 
 from noisewise.errors import SettingError
-from noisewise.likelihood import Posterior, posterior, vlb_term
-from noisewise.schedule import NoiseSchedule
+from noisewise.likelihood import vlb_term
+from noisewise.noise_distribution import (
+    DISTRIBUTIONS,
+    MEAN_AND_STD,
+    DistributionName,
+    NoiseDistribution,
+    Timesteps,
+)
+from noisewise.parametrisation import PREDICTIONS, SIGMA_DATA, Draw, Parametrisation, wide
 from noisewise.streams import stream
 
-PredictionType = Literal["epsilon", "v_prediction", "sample"]
 Variance = Literal["fixed", "learned_range"]
 Weighting = Literal["uniform", "min-snr", "p2"]
 
@@ -40,111 +47,148 @@ class ImageSource(Protocol):
 
 
 @dataclass(frozen=True)
-class Draw:
-    """A batch of noised images: everything that is random about a loss."""
+class Objective(Parametrisation):
+    """How a model's answer becomes a loss; what it stands for is in `Parametrisation`, with its settings.
 
-    x_0: torch.Tensor  # [B, C, H, W], in [-1, 1]
-    noise: torch.Tensor  # [B, C, H, W], unit normal
-    t: torch.Tensor  # [B] int64, original training timesteps
-    x_t: torch.Tensor  # [B, C, H, W]
-    class_labels: torch.Tensor | None = None  # [B] int64
+    Attributes:
+        variance: "learned_range" trains IDDPM's variance too, in discrete time.
+        weighting: of noise levels; min-SNR and P2 weight the error of the noise, whatever is predicted.
+        noise_distribution: of the levels drawn in training, see `noise_distribution`; None takes the schedule's own.
+        p_mean, p_std: of the log-normal (default -1.2, 1.2) or logit-normal distribution (0, 1).
+    """
 
-    def __len__(self) -> int:
-        return len(self.t)
-
-    def to(self, device: torch.device | str) -> Draw:
-        labels = None if self.class_labels is None else self.class_labels.to(device)
-        return Draw(self.x_0.to(device), self.noise.to(device), self.t.to(device), self.x_t.to(device), labels)
-
-
-class _Tables(NamedTuple):
-    """float32 [T] each, on one device."""
-
-    signal: torch.Tensor
-    noise: torch.Tensor
-    snr: torch.Tensor
-    posterior: Posterior
-
-
-@dataclass(frozen=True)
-class Objective:
-    """How a model's answer becomes a loss. The schedule must be variance preserving with discrete timesteps."""
-
-    schedule: NoiseSchedule
-    prediction_type: PredictionType = "epsilon"
     variance: Variance = "fixed"
     weighting: Weighting = "uniform"
     min_snr_gamma: float = 5.0
     p2_gamma: float = 1.0
     p2_k: float = 1.0
+    noise_distribution: DistributionName = None  # type: ignore[assignment]  # never None once made
+    p_mean: float | None = None
+    p_std: float | None = None
 
     def __post_init__(self) -> None:
+        kind = self.schedule.kind
+        defaults = {"prediction_type": PREDICTIONS[kind][0], "noise_distribution": DISTRIBUTIONS[kind][0]}
+        for name, default in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
+        if kind != "vp":
+            object.__setattr__(self, "time", "continuous")
         allowed: dict[str, tuple[str, ...]] = {
-            "prediction_type": ("epsilon", "v_prediction", "sample"),
+            "prediction_type": PREDICTIONS[kind],
             "variance": ("fixed", "learned_range"),
             "weighting": ("uniform", "min-snr", "p2"),
+            "time": ("discrete", "continuous"),
+            "noise_distribution": DISTRIBUTIONS[kind],
         }
         for name, values in allowed.items():
             if getattr(self, name) not in values:
-                raise SettingError(f"objective.{name}: {getattr(self, name)!r} is not one of {', '.join(values)}")
-        if self.schedule.alphas_cumprod is None:
+                place = f" (under a {kind} schedule)" if name in defaults else ""
+                raise SettingError(
+                    f"objective.{name}: {getattr(self, name)!r} is not one of {', '.join(values)}{place}"
+                )
+        if self.variance == "learned_range" and not self.is_discrete:
             raise SettingError(
-                f"objective.schedule: a {self.schedule.kind} schedule has no discrete timesteps to train on; "
-                "a variance-preserving one (linear, scaled_linear, cosine, given betas) is needed"
+                "objective.variance: learned_range needs a variance-preserving schedule in discrete time"
             )
         if self.min_snr_gamma <= 0 or self.p2_k < 0 or self.p2_gamma < 0:
             raise SettingError(
                 f"objective: min_snr_gamma {self.min_snr_gamma}, p2_k {self.p2_k}, p2_gamma {self.p2_gamma}: "
                 "the first must be positive, the others not negative"
             )
+        self._settle_distribution()
+
+    def _settle_distribution(self) -> None:
+        """Defaults of the distribution's numbers; those that nothing depends on are warned of."""
+        defaults = MEAN_AND_STD.get(self.noise_distribution)
+        for name, default in zip(("p_mean", "p_std"), defaults or (None, None), strict=True):
+            given = getattr(self, name)
+            if defaults is None and given is not None:
+                warnings.warn(
+                    f"objective.{name}: {given} is ignored by the {self.noise_distribution} distribution", stacklevel=4
+                )
+            object.__setattr__(self, name, default if defaults is None or given is None else given)
+        if self.schedule.kind != "edm" and self.sigma_data != SIGMA_DATA:
+            warnings.warn(f"objective.sigma_data: {self.sigma_data} is ignored, it belongs to edm", stacklevel=4)
+        for name in ("p_std", "sigma_data"):
+            if not (getattr(self, name) or 1.0) > 0:
+                raise SettingError(f"objective.{name}: {getattr(self, name)} is not above 0")
 
     @property
     def num_train_timesteps(self) -> int:
         return self.schedule.num_train_timesteps
 
+    @cached_property
+    def distribution(self) -> NoiseDistribution:
+        """Which noise levels training draws: the host method's distribution."""
+        numbers = {} if self.p_mean is None or self.p_std is None else {"mean": self.p_mean, "std": self.p_std}
+        return NoiseDistribution(self.schedule, self.noise_distribution, discrete=self.is_discrete, **numbers)
+
     def to_dict(self) -> dict[str, Any]:
-        """JSON of every choice, the schedule's included."""
+        """JSON of every choice that matters to the loss, the schedule's included."""
         settings = {name: value for name, value in vars(self).items() if name in self.__dataclass_fields__}
-        return {**settings, "schedule": self.schedule.to_dict()}
+        unused = {"time", "noise_distribution"} if self.is_discrete else set()
+        unused |= {name for name in ("p_mean", "p_std") if settings[name] is None}
+        unused |= set() if self.schedule.kind == "edm" else {"sigma_data"}
+        kept = {name: value for name, value in settings.items() if name not in unused}
+        return {**kept, "schedule": self.schedule.to_dict()}
+
+    # ---- draws
 
     def draw(
         self,
         x_0: torch.Tensor,
         generator: torch.Generator,
-        timesteps: tuple[int, int] | None = None,
+        timesteps: Timesteps | None = None,
         class_labels: torch.Tensor | None = None,
         *,
         all_timesteps_share: float = 0.0,
+        ranges: Sequence[Timesteps] | None = None,
+        balanced: bool = False,
     ) -> Draw:
-        """Noise ``x_0`` at timesteps drawn uniformly from ``timesteps`` (half-open; all of them where None).
+        """Noise ``x_0`` at levels of the host's distribution.
 
-        With ``all_timesteps_share`` each image's timestep comes, with that probability, from all timesteps instead.
         Numbers are drawn on the generator's device and moved to that of ``x_0``.
-        """
-        start, stop = self.check_timesteps(timesteps)
-        place = generator.device
-        t = torch.randint(start, stop, (len(x_0),), generator=generator, device=place)  # [B]
-        if all_timesteps_share > 0:
-            anywhere = torch.randint(self.num_train_timesteps, (len(x_0),), generator=generator, device=place)
-            chosen = torch.rand(len(x_0), generator=generator, device=place) < all_timesteps_share
-            t = torch.where(chosen, anywhere, t)
-        noise = torch.randn(x_0.shape, generator=generator, device=place, dtype=x_0.dtype)  # [B, C, H, W]
-        return self.noised(x_0, noise.to(x_0.device), t.to(x_0.device), class_labels)
 
-    def noised(
-        self, x_0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, class_labels: torch.Tensor | None = None
+        Args:
+            timesteps: restrict the distribution to this half-open range; the outermost ranges reach as far as it does.
+            all_timesteps_share: with this probability an image's level comes from the whole distribution instead.
+            ranges: for each image first one of these ranges, all alike, then the distribution restricted to it.
+            balanced: give the draw weights with which the expected loss over ``ranges`` is the host's again.
+        """
+        if ranges is None and balanced:
+            raise SettingError("objective: balanced draws need ranges to balance")
+        if ranges is not None and (timesteps is not None or all_timesteps_share > 0):
+            raise SettingError("objective: draws are from ranges, or from timesteps and all of them, not both")
+        weight, host = None, self.distribution
+        if ranges is not None:
+            t, weight = host.draw_among(len(x_0), generator, ranges)  # [B] each
+        else:
+            t = host.draw(len(x_0), generator, timesteps)  # [B]
+        if all_timesteps_share > 0:
+            anywhere = host.draw(len(x_0), generator)
+            chosen = torch.rand(len(x_0), generator=generator, device=generator.device) < all_timesteps_share
+            t = torch.where(chosen, anywhere, t)
+        noise = torch.randn(x_0.shape, generator=generator, device=generator.device, dtype=x_0.dtype)  # [B, C, H, W]
+        draw = self.noised(x_0, noise.to(x_0.device), t.to(x_0.device), class_labels)
+        return replace(draw, weight=weight.to(x_0.device)) if balanced and weight is not None else draw
+
+    def draw_at(
+        self, x_0: torch.Tensor, generator: torch.Generator, t: float, class_labels: torch.Tensor | None = None
     ) -> Draw:
-        """x_t = signal(t) x_0 + noise(t) eps for given numbers, on the device of ``x_0``."""
-        tables = self._tables(x_0.device)
-        x_t = _per_image(tables.signal, t) * x_0 + _per_image(tables.noise, t) * noise  # [B, C, H, W]
-        return Draw(x_0, noise, t, x_t.to(x_0.dtype), class_labels)
+        """Noise all of ``x_0`` at one coordinate."""
+        if self.is_discrete:
+            return self.draw(x_0, generator, (t, t + 1), class_labels)
+        levels = torch.full((len(x_0),), t, dtype=wide(x_0.device), device=x_0.device)  # [B]
+        noise = torch.randn(x_0.shape, generator=generator, device=generator.device, dtype=x_0.dtype)
+        return self.noised(x_0, noise.to(x_0.device), levels, class_labels)
 
     def fixed_draws(
         self,
         images: ImageSource | torch.Tensor,
         num_images: int,
         names: Sequence[object],
-        timesteps: tuple[int, int] | None = None,
+        timesteps: Timesteps | None = None,
         class_labels: torch.Tensor | None = None,
         *,
         batch_size: int = 128,
@@ -152,16 +196,15 @@ class Objective:
     ) -> list[Draw]:
         """The same (image, noise, timestep) triples for every model that is compared, so that luck cancels.
 
-        Images come without replacement while they last; timesteps are stratified over the range. ``images`` is a data
-        set or a tensor [N, C, H, W] in [-1, 1] with its ``class_labels`` [N].
+        Images come without replacement while they last; levels are stratified over the range, evenly in t, flow time
+        or log sigma. ``images`` is a data set or a tensor [N, C, H, W] in [-1, 1] with its ``class_labels`` [N].
         """
-        start, stop = self.check_timesteps(timesteps)
         generator = stream(*names, "fixed draws")
         rounds = math.ceil(num_images / max(len(images), 1))
         order = torch.cat([torch.randperm(len(images), generator=generator) for _ in range(rounds)])[:num_images]
         jitter = torch.rand(num_images, generator=generator, dtype=torch.float64)
         strata = (torch.arange(num_images, dtype=torch.float64) + jitter) / num_images  # [num_images], in [0, 1)
-        t = (start + (strata * (stop - start)).long()).clamp(max=stop - 1)
+        t = self.distribution.stratified(strata, timesteps)
         t = t[torch.randperm(num_images, generator=generator)]  # every batch sees the whole range
         draws = []
         for first in range(0, num_images, batch_size):
@@ -172,8 +215,30 @@ class Objective:
             else:
                 x_0, labels = images.batch(indices, device)
             noise = torch.randn(x_0.shape, generator=generator).to(device)
-            draws.append(self.noised(x_0, noise, t[first : first + batch_size].to(device), labels))
+            levels = t[first : first + batch_size]
+            levels = levels if self.is_discrete else levels.to(wide(torch.device(device)))
+            draws.append(self.noised(x_0, noise, levels.to(device), labels))
         return draws
+
+    # ---- ranges of noise levels
+
+    def share(self, timesteps: Timesteps | None) -> float:
+        """Probability of a range under the host's distribution, in [0, 1]."""
+        return self.distribution.share(timesteps)
+
+    def check_timesteps(self, timesteps: Timesteps | None) -> Timesteps:
+        """The half-open range itself, the schedule's span for None; an empty one or one beyond it is refused."""
+        return self.distribution.check(timesteps)
+
+    def bin_edges(self, timesteps: Timesteps | None, num_bins: int) -> list[float]:
+        """[bins + 1] edges of bins equal in t, flow time or log sigma; in discrete time whole, and no more than fit."""
+        return self.distribution.edges(timesteps, num_bins)
+
+    def levels(self, timesteps: Timesteps | None, stride: int = 1) -> list[float]:
+        """Every ``stride``-th timestep, or point of the schedule's grid, within a range; at least one."""
+        return self.distribution.levels(timesteps, stride)
+
+    # ---- losses
 
     def loss(
         self,
@@ -185,23 +250,25 @@ class Objective:
     ) -> torch.Tensor:
         """The training loss: weighted error of the prediction, plus IDDPM's variational term where it learns variance.
 
-        With a ``teacher``, adds ``distill_weight`` times the squared distance of the two models' predictions.
+        With a ``teacher``, adds ``distill_weight`` times the squared distance of the two models' predictions. A draw's
+        own weight multiplies all of it.
 
         Returns:
             [B] float32.
         """
-        output = denoise(model, draw.x_t, draw.t, draw.class_labels).float()  # [B, C or 2C, H, W]
+        inputs = self.model_inputs(draw)
+        output = denoise(model, *inputs, draw.class_labels).float()  # [B, C or 2C, H, W]
         prediction, variance = self._split(output, draw.x_t.shape[1])
         loss = self.weight(draw.t) * _square_mean(prediction - self.target(draw))
         if variance is not None:
-            q = Posterior(*(_per_image(table, draw.t) for table in self._tables(draw.t.device).posterior))
-            term = vlb_term(draw.x_0, self.x_0(prediction.detach(), draw), variance, draw.t, q)  # [B]
+            x_0 = self.x_0(prediction.detach(), draw)  # [B, C, H, W]
+            term = vlb_term(draw.x_0, x_0, variance, draw.t, self.posterior(draw.t))  # [B]
             loss = loss + VLB_WEIGHT * self.num_train_timesteps * term  # L_vlb is a sum over timesteps
         if teacher is not None and distill_weight > 0:
             with torch.no_grad():
-                taught = denoise(teacher, draw.x_t, draw.t, draw.class_labels).float()[:, : draw.x_t.shape[1]]
+                taught = denoise(teacher, *inputs, draw.class_labels).float()[:, : draw.x_t.shape[1]]
             loss = loss + distill_weight * _square_mean(prediction - taught)
-        return loss
+        return loss if draw.weight is None else loss * draw.weight
 
     def error(self, model: Callable[..., Any], draw: Draw) -> torch.Tensor:
         """Mean squared error of the noise the model sees in ``x_t``, unweighted, whatever the model predicts.
@@ -209,67 +276,23 @@ class Objective:
         Returns:
             [B] float32.
         """
-        output = denoise(model, draw.x_t, draw.t, draw.class_labels).float()
+        output = denoise(model, *self.model_inputs(draw), draw.class_labels).float()
         prediction, _ = self._split(output, draw.x_t.shape[1])
         return _square_mean(self.epsilon(prediction, draw) - draw.noise.float())
-
-    def target(self, draw: Draw) -> torch.Tensor:
-        """What the model should answer: [B, C, H, W] float32."""
-        if self.prediction_type == "epsilon":
-            return draw.noise.float()
-        if self.prediction_type == "sample":
-            return draw.x_0.float()
-        tables = self._tables(draw.t.device)
-        return _per_image(tables.signal, draw.t) * draw.noise - _per_image(tables.noise, draw.t) * draw.x_0
-
-    def epsilon(self, prediction: torch.Tensor, draw: Draw) -> torch.Tensor:
-        """The noise a prediction [B, C, H, W] stands for."""
-        if self.prediction_type == "epsilon":
-            return prediction
-        tables = self._tables(draw.t.device)
-        signal, noise = _per_image(tables.signal, draw.t), _per_image(tables.noise, draw.t)
-        if self.prediction_type == "sample":
-            return (draw.x_t - signal * prediction) / noise
-        return signal * prediction + noise * draw.x_t
-
-    def x_0(self, prediction: torch.Tensor, draw: Draw) -> torch.Tensor:
-        """The clean image a prediction [B, C, H, W] stands for, unclipped."""
-        if self.prediction_type == "sample":
-            return prediction
-        tables = self._tables(draw.t.device)
-        signal, noise = _per_image(tables.signal, draw.t), _per_image(tables.noise, draw.t)
-        if self.prediction_type == "epsilon":
-            return (draw.x_t - noise * prediction) / signal
-        return signal * draw.x_t - noise * prediction
 
     def weight(self, t: torch.Tensor) -> torch.Tensor:
         """Weight of the squared error at ``t`` in the prediction's own space: [B] float32, all 1 where uniform.
 
-        Both papers weight the error of the noise; |eps|^2 = SNR |x_0|^2 = SNR / (SNR + 1) |v|^2 carries it over.
+        Min-SNR and P2 weight the error of the noise, carried over to what is predicted.
         """
-        snr = self._tables(t.device).snr[t]  # [B]
         if self.weighting == "uniform":
-            return torch.ones_like(snr)
+            return torch.ones(len(t), device=t.device)
+        snr = self.snr(t)  # [B]
         if self.weighting == "min-snr":
             weight = (self.min_snr_gamma / snr).clamp(max=1.0)  # min(SNR, gamma) / SNR, finite at SNR = 0
         else:
             weight = (self.p2_k + snr) ** -self.p2_gamma
-        if self.prediction_type == "sample":
-            weight = weight * snr
-        elif self.prediction_type == "v_prediction":
-            weight = weight * snr / (snr + 1)
-        return weight
-
-    def check_timesteps(self, timesteps: tuple[int, int] | None) -> tuple[int, int]:
-        """The half-open range itself, [0, T) for None; an empty one or one beyond [0, T) is refused."""
-        if timesteps is None:
-            return 0, self.num_train_timesteps
-        start, stop = timesteps
-        if not 0 <= start < stop <= self.num_train_timesteps:
-            raise SettingError(
-                f"timesteps: [{start}, {stop}) is not a range of timesteps within [0, {self.num_train_timesteps})"
-            )
-        return start, stop
+        return self.in_prediction_space(weight, t)
 
     def _split(self, output: torch.Tensor, channels: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """A model's output [B, C or 2C, H, W] as prediction and, where it is learned, variance fraction in [-1, 1]."""
@@ -280,20 +303,6 @@ class Objective:
                 f"output channels, this one has {output.shape[1]}"
             )
         return output[:, :channels], None if self.variance == "fixed" else output[:, channels:]
-
-    @cached_property
-    def _table_cache(self) -> dict[str, _Tables]:
-        return {}
-
-    def _tables(self, device: torch.device) -> _Tables:
-        """Coefficients per timestep, computed in float64 once per device."""
-        if str(device) not in self._table_cache:
-            alphas_cumprod = np.asarray(self.schedule.alphas_cumprod, dtype=np.float64)  # [T]
-            numbers = (np.sqrt(alphas_cumprod), np.sqrt(1 - alphas_cumprod), alphas_cumprod / (1 - alphas_cumprod))
-            signal, noise, snr = (torch.tensor(x, dtype=torch.float32).to(device) for x in numbers)
-            q = Posterior(*(table.to(device) for table in posterior(alphas_cumprod)))
-            self._table_cache[str(device)] = _Tables(signal, noise, snr, q)
-        return self._table_cache[str(device)]
 
 
 def denoise(
@@ -322,11 +331,6 @@ def takes_class_labels(model: Callable[..., Any]) -> bool:
         return True
     config = getattr(model, "config", None)
     return any(getattr(config, name, None) is not None for name in ("num_class_embeds", "class_embed_type"))
-
-
-def _per_image(table: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """table[t] as [B, 1, 1, 1]."""
-    return table[t].reshape(-1, 1, 1, 1)
 
 
 def _square_mean(difference: torch.Tensor) -> torch.Tensor:

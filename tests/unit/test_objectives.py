@@ -171,8 +171,10 @@ def test_class_labels_reach_only_models_that_take_them() -> None:
 def test_what_cannot_work_is_refused() -> None:
     with pytest.raises(SettingError, match=r"objective\.prediction_type: 'eps' is not one of epsilon"):
         Objective(SCHEDULE, "eps")
-    with pytest.raises(SettingError, match="flow schedule"):
-        Objective(NoiseSchedule.flow())
+    with pytest.raises(
+        SettingError, match=r"objective\.prediction_type: 'epsilon' is not one of velocity \(under a flow"
+    ):
+        Objective(NoiseSchedule.flow(), "epsilon")
     with pytest.raises(SettingError, match="min_snr_gamma 0"):
         Objective(SCHEDULE, min_snr_gamma=0)
     learned = Objective(SCHEDULE, variance="learned_range")
