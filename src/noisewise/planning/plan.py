@@ -6,13 +6,19 @@ in ``planning/make.py`` and ``planning/costs.py``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
 
+import torch
+
+from noisewise.data.images import Dataset, Images
 from noisewise.errors import SettingError
 from noisewise.files import read_json, write_json
+from noisewise.optimal.similarity import ETA, Similarity
+from noisewise.planning.cluster_cut import ALPHA, NUM_DRAWS, ClusterSettings, cluster_cut, describe_data, measure
+from noisewise.planning.clusters import ClusterCut, Reference
 from noisewise.planning.costs import CostOptions, CostSettings
 from noisewise.planning.grouping import Grouping
 from noisewise.planning.groups import BigModelAt, Group
@@ -124,6 +130,57 @@ class Plan(Grouping):
         cut, num_levels = interval_cut(schedule, cost, num_groups, gradients)
         how = {"method": "intervals", "num_groups": num_groups, "interval_cost": cost, "num_levels": num_levels}
         return cls(schedule, *make_groups(schedule, cut, settings, how))
+
+    @classmethod
+    def from_optimal_denoiser(
+        cls,
+        schedule: NoiseSchedule,
+        images: Images | Dataset | torch.Tensor | Similarity,
+        num_groups: int = 3,
+        *,
+        cut: ClusterCut | None = None,
+        alpha: float = ALPHA,
+        reference: Reference = "end",
+        eta: float = ETA,
+        num_draws: int = NUM_DRAWS,
+        num_levels: int | None = None,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+        progress: Callable[[float], None] | None = None,
+        min_cost: float = 1.0,
+        big_model_at: BigModelAt = "noise",
+        **costs: Unpack[CostOptions],
+    ) -> Plan:
+        """Groups of noise levels at which the optimal denoiser of these images is alike (arXiv:2312.09181, Sec. 4).
+
+        Args:
+            schedule: the base model's noise schedule.
+            images: what the network will be trained on: a data set's training half, or a tensor [N, C, H, W] in
+                [-1, 1]; the plan remembers their name, fingerprint and shape. Or similarities that were measured before
+                on this schedule, with which ``eta``, ``num_draws`` and ``num_levels`` are settled.
+            num_groups: k.
+            cut: "threshold" (three groups by t1 and t2; the default for three) or "dynamic-programming" (the most
+                similar groups of any number; the default for others).
+            alpha: of "threshold": the least mean similarity to the reference within the two outer groups.
+            reference: of "threshold": what the noisy end is compared with: "end" (the denoiser at the last level) or
+                "mean" (the one that answers with the data's mean, at the same level).
+            eta: numbers of two denoisers' noise that differ by at most this count as the same.
+            num_draws: (image, noise) pairs.
+            num_levels: noise levels, spread evenly; by default 50, or all where the schedule has fewer.
+            seed: of the draws and of the bootstrap.
+            device: where to compute; found by default.
+            progress: called with the fraction done.
+            min_cost, big_model_at, costs: see ``CostSettings``; by default every group may cost what the base costs.
+        """
+        settings = CostSettings(min_cost, big_model_at, **costs)
+        choice = ClusterSettings(num_groups, cut, alpha, reference, seed)
+        data = {}
+        if not isinstance(images, Similarity):
+            data = {"data": describe_data(images)}
+            images = measure(schedule, images, num_draws, num_levels, eta, seed, device, progress)
+        where, how, found = cluster_cut(schedule, images, choice)
+        groups, resolved, notes = make_groups(schedule, where, settings, how | data)
+        return cls(schedule, groups, resolved, [*found, *notes])
 
     @classmethod
     def single(cls, schedule: NoiseSchedule) -> Plan:
