@@ -98,7 +98,14 @@ class NoiseDistribution:
         grid = self.schedule.grid()
         is_last = stop == self.schedule.span[1]
         points = grid[(grid >= start) & ((grid < stop) | is_last)][::stride].astype(np.float64)
-        return points.tolist() or self.within(np.array([0.5]), (start, stop)).tolist()
+        return points.tolist() or [self.centre((start, stop))]
+
+    def centre(self, timesteps: Timesteps) -> float:
+        """The middle of a range in t, flow time or log sigma; in discrete time of its first and its last timestep."""
+        start, stop = self.check(timesteps)
+        if self.discrete:
+            return (start + stop - 1) / 2
+        return float(self.within(np.array(0.5), (start, stop)))
 
     # ---- draws
 

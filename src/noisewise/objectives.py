@@ -238,6 +238,10 @@ class Objective(Parametrisation):
         """Every ``stride``-th timestep, or point of the schedule's grid, within a range; at least one."""
         return self.distribution.levels(timesteps, stride)
 
+    def centre(self, timesteps: Timesteps) -> float:
+        """The middle of a range in t, flow time or log sigma; in discrete time of its first and its last timestep."""
+        return self.distribution.centre(timesteps)
+
     # ---- losses
 
     def loss(

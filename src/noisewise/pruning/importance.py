@@ -14,7 +14,7 @@ units of the loss and thus comparable between axes as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
@@ -23,13 +23,14 @@ import torch
 from noisewise.errors import SettingError
 from noisewise.models.networks import describe
 from noisewise.models.networks.wiring import Layer, Wiring
+from noisewise.noise_distribution import Timesteps
 from noisewise.objectives import ImageSource, Objective
 from noisewise.streams import stream
 
 ImportanceKind = Literal["taylor", "magnitude", "random", "diff-pruning"]
 Importances = Mapping[str, torch.Tensor]  # axis -> [width] float64, not negative
 NEEDS_GRADIENTS = ("taylor", "diff-pruning")
-MOST_TIMESTEPS = 50  # the default stride visits at most this many of a group's timesteps
+MOST_TIMESTEPS = 50  # the default stride visits at most this many of a group's noise levels
 
 
 def importance(
@@ -39,7 +40,7 @@ def importance(
     objective: Objective | None = None,
     images: ImageSource | torch.Tensor | None = None,
     class_labels: torch.Tensor | None = None,
-    timesteps: tuple[int, int] | None = None,
+    timesteps: Timesteps | None = None,
     timestep_stride: int | None = None,
     batch_size: int = 64,
     threshold: float = 0.05,
@@ -50,8 +51,9 @@ def importance(
     Args:
         objective: the training loss; needed, with ``images``, by taylor and diff-pruning.
         images: a data set, or a tensor [N, C, H, W] in [-1, 1] with its ``class_labels`` [N].
-        timesteps: the group's half-open range of timesteps; all of them where None.
-        timestep_stride: visit one timestep in so many; by default as few as visit at most 50.
+        timesteps: the group's half-open range; all noise levels where None.
+        timestep_stride: visit one timestep (in continuous time, one point of the schedule's grid) in so many; by
+            default as few as visit at most 50.
         batch_size: images per visited timestep.
         threshold: diff-pruning stops at the first timestep whose loss is below this fraction of the largest so far.
 
@@ -75,13 +77,12 @@ def importance(
             f"prune.importance: {kind} needs the training objective and images (objective=..., images=...); "
             "magnitude and random do not"
         )
-    start, stop = objective.check_timesteps(timesteps)
-    stride = timestep_stride or -(-(stop - start) // MOST_TIMESTEPS)
+    stride = timestep_stride or -(-len(objective.levels(timesteps)) // MOST_TIMESTEPS)
     if stride < 1:
         raise SettingError(f"prune.timestep_stride: {stride} is not a number of timesteps of at least 1")
     batches = _Batches(images, class_labels, batch_size, seed)
     stop_below = threshold if kind == "diff-pruning" else 0.0
-    gradients = accumulated_gradients(model, objective, batches, range(start, stop, stride), stop_below)
+    gradients = accumulated_gradients(model, objective, batches, objective.levels(timesteps, stride), stop_below)
     products = {name: p.detach() * gradients[name] for name, p in model.named_parameters() if name in gradients}
     for name, product in products.items():
         if not bool(torch.isfinite(product).all()):
@@ -101,7 +102,7 @@ class _Batches:
             raise SettingError("prune.importance: there are no images to score channels on")
         self.images, self.class_labels, self.batch_size, self.seed = images, class_labels, batch_size, seed
 
-    def at(self, t: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None, torch.Generator]:
+    def at(self, t: float, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None, torch.Generator]:
         """x_0 [B, C, H, W], labels [B], and the generator of their noise."""
         generator = stream(self.seed, "importance", t)
         indices = torch.randperm(len(self.images), generator=generator)[: self.batch_size]
@@ -113,7 +114,7 @@ class _Batches:
 
 
 def accumulated_gradients(
-    model: torch.nn.Module, objective: Objective, batches: Any, timesteps: range, stop_below: float
+    model: torch.nn.Module, objective: Objective, batches: Any, timesteps: Sequence[float], stop_below: float
 ) -> dict[str, torch.Tensor]:
     """Sum over timesteps, in order, of the gradient of the mean loss: parameter name -> its shape, float32.
 
@@ -127,7 +128,7 @@ def accumulated_gradients(
         total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
         for t in timesteps:
             x_0, labels, generator = batches.at(t, device)
-            loss = objective.loss(model, objective.draw(x_0, generator, (t, t + 1), labels)).mean()
+            loss = objective.loss(model, objective.draw_at(x_0, generator, t, labels)).mean()
             value = float(loss.detach())
             largest = max(largest, value)
             if value < stop_below * largest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,12 @@ import torch
 
 from noisewise.errors import SettingError
 from noisewise.models.surgery import cut
+from noisewise.noise_distribution import Timesteps
 from noisewise.objectives import Draw, ImageSource, Objective
+from noisewise.pruning.brief import Brief, identity_of, snr_range
 from noisewise.pruning.importance import ImportanceKind, Importances
 from noisewise.pruning.memory import REPEATED, MemoryBank, Record
-from noisewise.pruning.proposers import Context, Proposal, Proposer, build_proposer
+from noisewise.pruning.proposers import Accountable, Context, Credited, Proposal, Proposer, build_proposer
 from noisewise.pruning.prune import PruneInfo, cut_to_widths, resolve_importance, space_of
 
 if TYPE_CHECKING:
@@ -32,6 +35,12 @@ class SearchResult:
     info: PruneInfo
     best: Record
     bank: MemoryBank
+    account: Mapping[str, Any]  # what the proposer used, where it says: requests, tokens, cost
+
+    @property
+    def proposed(self) -> dict[str, int]:
+        """Candidates by the proposer they are from."""
+        return dict(Counter(record.proposer for record in self.bank.records))
 
 
 def search(
@@ -43,7 +52,7 @@ def search(
     objective: Objective,
     images: ImageSource | torch.Tensor,
     class_labels: torch.Tensor | None = None,
-    timesteps: tuple[int, int] | None = None,
+    timesteps: Timesteps | None = None,
     group: int = 0,
     importance: ImportanceKind | Importances = "taylor",
     timestep_stride: int | None = None,
