@@ -12,11 +12,14 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 
-from noisewise import NoiseSchedule, ShapedUNet2DModel, count_macs, prune_to_budget
+from noisewise import NoiseSchedule, Plan, ShapedUNet2DModel, count_macs, prune_to_budget
 from noisewise.errors import SettingError
+from noisewise.models.cost import layer_macs
 from noisewise.models.networks import describe
 from noisewise.objectives import Objective
+from noisewise.pruning.decoders import prune_decoders
 from noisewise.pruning.importance import importance
+from noisewise.pruning.prune import space_of
 from noisewise.pruning.solver import SolverError
 
 
@@ -189,3 +192,87 @@ def _benchmark() -> ModuleType:
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_what_is_kept_stays_whole_and_counts(model: UNet2DModel, inputs: dict[str, Any]) -> None:
+    keep = ("conv_in", "down_blocks", "mid_block")
+    small, info = prune_to_budget(model, inputs, 0.7, "magnitude", keep=keep)
+    assert 0.98 * 0.7 <= info.achieved <= 0.7
+    cut_axes = {name for name, width in info.widths.items() if width < info.full_widths[name]}
+    assert cut_axes
+    assert all(name.startswith("up_blocks.") for name in cut_axes)
+    assert info.widths.keys() == info.full_widths.keys()
+    for path in keep:
+        before, after = model.get_submodule(path).state_dict(), small.get_submodule(path).state_dict()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+
+    encoder = sum(
+        macs for path, macs in layer_macs(model, inputs).items() if path.startswith((*keep, "time_embedding"))
+    )
+    with pytest.raises(SolverError, match=r"nearest costs that can be reached") as refused:
+        prune_to_budget(model, inputs, 0.9 * encoder / info.base_macs, "magnitude", keep=keep)
+    below, above = refused.value.reachable
+    assert below is None
+    assert above is not None
+    assert encoder < above < 0.7 * info.base_macs
+
+
+def test_an_even_cut_beside_kept_axes_costs_the_budget(model: UNet2DModel, inputs: dict[str, Any]) -> None:
+    space = space_of(model, inputs, 0.7, keep=("down_blocks",))
+    even = space.uniform()
+    assert all(even[name] == legal[-1] for name, legal in space.widths.items() if name.startswith("down_blocks."))
+    widths = {name: width for name, width in even.items() if not name.startswith("down_blocks.")}
+    assert {round(width / space.widths[name][-1], 6) for name, width in widths.items()} == {round(space.share, 6)}
+    assert space.macs(even) == pytest.approx(0.7 * space.base_macs, rel=1e-6)
+    assert space_of(model, inputs, 0.49).share == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        (("encoder",), r"prune\.keep: the network has no axis in encoder"),
+        (("conv_in", "down_blocks", "mid_block", "up_blocks"), r"prune\.keep: nothing is left to cut"),
+    ],
+)
+def test_a_keep_that_makes_no_sense(
+    model: UNet2DModel, inputs: dict[str, Any], keep: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(SettingError, match=message):
+        prune_to_budget(model, inputs, 0.7, "magnitude", keep=keep)
+
+
+@pytest.mark.parametrize("share_bottleneck", [True, False])
+def test_decoders_pruned_to_their_groups_budgets(
+    model: UNet2DModel, inputs: dict[str, Any], share_bottleneck: bool
+) -> None:
+    schedule = NoiseSchedule.named("linear", 100)
+    plan = Plan.equal_width(schedule, 3)
+    images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    several, infos = prune_decoders(
+        model,
+        plan,
+        inputs,
+        "taylor",
+        budgets=(1, 0.8, 0.6),
+        share_bottleneck=share_bottleneck,
+        objective=Objective(schedule),
+        images=images,
+        timestep_stride=20,
+    )
+    whole = count_macs(model, inputs)
+    costs = [count_macs(expert, inputs) / whole for expert in several.experts]
+    assert costs[0] == 1
+    assert 0.98 * 0.8 <= costs[1] <= 0.8
+    assert 0.98 * 0.6 <= costs[2] <= 0.6
+    assert infos[0] is None
+    assert [info.achieved for info in infos[1:]] == costs[1:]
+    assert ("mid_block" in several.config.shared_modules) == share_bottleneck
+    for path in several.config.shared_modules:
+        assert several.experts[2].get_submodule(path) is several.experts[0].get_submodule(path)
+    assert torch.equal(several.experts[0].conv_in.weight, model.conv_in.weight)
+    assert several.experts[0].conv_in is not model.conv_in
+    t = torch.tensor([0, 50, 99])
+    x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert several(x, t).sample.isfinite().all()
+    with pytest.raises(SettingError, match="budgets: 2 given, the plan has 3"):
+        prune_decoders(model, plan, inputs, "magnitude", budgets=(1, 0.8))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -55,10 +55,11 @@ def prune_to_budget(
     objective: Objective | None = None,
     images: ImageSource | torch.Tensor | None = None,
     class_labels: torch.Tensor | None = None,
-    timesteps: tuple[int, int] | None = None,
+    timesteps: tuple[float, float] | None = None,
     timestep_stride: int | None = None,
     alignment: Alignment = "auto",
     min_width: MinWidth = "auto",
+    keep: Sequence[str] = (),
     tolerance: float = 0.02,
     seed: int = 0,
 ) -> tuple[ModelMixin, PruneInfo]:
@@ -77,6 +78,7 @@ def prune_to_budget(
         min_width: share of its channels that every axis keeps at least; "auto" is half of the square root of the budget
             (what an even cut would leave), less where the budget could not be met otherwise. Sums of importances know
             nothing of bottlenecks; this bound keeps the solver from making one.
+        keep: module paths, e.g. "down_blocks", in which no channel is cut; they count towards the budget all the same.
         tolerance: the cost reached lies within [1 - tolerance, 1] of the budget.
         seed: of random importances and of the noise of taylor and diff-pruning.
 
@@ -99,7 +101,9 @@ def prune_to_budget(
         seed=seed,
     )
     started = time.perf_counter()
-    space = space_of(model, example_inputs, budget, tolerance=tolerance, alignment=alignment, min_width=min_width)
+    space = space_of(
+        model, example_inputs, budget, tolerance=tolerance, alignment=alignment, min_width=min_width, keep=keep
+    )
     solution = space.solve(scores)
     return cut_to_widths(model, example_inputs, space, solution.widths, scores, kind=kind, started=started)
 

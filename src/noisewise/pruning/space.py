@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -36,6 +36,7 @@ class Space:
     alignments: Mapping[str, int]
     min_width: float
     known: Mapping[str, int] | None = None  # widths that meet the budget: proof that there are some
+    share: float = 1.0  # of its width that an even cut leaves every axis it may cut
 
     @property
     def base_macs(self) -> int:
@@ -59,8 +60,8 @@ class Space:
         return project(self.cost, self.widths, proposal, self.budget, self.tolerance, self.known)
 
     def uniform(self) -> dict[str, float]:
-        """The same share of every axis: the square root of the budget, as costs grow with the widths' square."""
-        return {name: legal[-1] * math.sqrt(self.budget) for name, legal in self.widths.items()}
+        """The same share of every axis, but of those that stay whole."""
+        return {name: legal[-1] * (self.share if len(legal) > 1 else 1.0) for name, legal in self.widths.items()}
 
     def kept(self, widths: Mapping[str, int], importances: Importances) -> dict[str, torch.Tensor]:
         """Indices of the channels that stay, for every axis that loses some."""
@@ -79,8 +80,11 @@ def open_space(
     tolerance: float = 0.02,
     alignment: Alignment = "auto",
     min_width: MinWidth = "auto",
+    keep: Sequence[str] = (),
 ) -> Space:
     """Legal widths for a budget.
+
+    Axes whose names begin with a module path in ``keep``, e.g. "down_blocks", stay whole.
 
     What is "auto" gives way where the budget asks for it: first the least width, halved until every axis at its
     smallest costs less than the budget, then the alignment, halved network-wide until some widths cost
@@ -92,6 +96,8 @@ def open_space(
     check_budget(budget, tolerance)
     if min_width != "auto" and (isinstance(min_width, str) or not 0 <= min_width < 1):
         raise SettingError(f'prune.min_width: {min_width!r} is neither "auto" nor in [0, 1) (a fraction of each axis)')
+    whole = _kept_whole(wiring, keep)
+    share = _even_share(wiring, cost, budget, whole)
     halvings = range(LARGEST_ALIGNMENT.bit_length() if alignment == "auto" else 1)
     tried: list[dict[str, int]] = []
     for halving in halvings:
@@ -99,8 +105,9 @@ def open_space(
         if steps in tried:
             continue
         tried.append(steps)
-        for least in _least_widths(budget, min_width):
-            space = Space(wiring, cost, budget, tolerance, network_widths(wiring, steps, least), steps, least)
+        for least in _least_widths(share, min_width):
+            widths = network_widths(wiring, steps, least) | {name: (wiring.axes[name].width,) for name in whole}
+            space = Space(wiring, cost, budget, tolerance, widths, steps, least, share=share)
             roomy = space.macs({name: legal[0] for name, legal in space.widths.items()}) <= budget * space.base_macs
             if not roomy and least > 0 and min_width == "auto":
                 continue
@@ -111,11 +118,42 @@ def open_space(
     raise refusal
 
 
-def _least_widths(budget: float, min_width: MinWidth) -> list[float]:
-    """Half of the uniform share, then less and less; or what was asked."""
+def _kept_whole(wiring: Wiring, keep: Sequence[str]) -> set[str]:
+    """The axes that may not be cut."""
+    whole: set[str] = set()
+    for path in keep:
+        found = [name for name in wiring.prunable if name == path or name.startswith(f"{path}.")]
+        if not found:
+            raise SettingError(f"prune.keep: the network has no axis in {path}")
+        whole.update(found)
+    if len(whole) == len(wiring.prunable):
+        raise SettingError(f"prune.keep: nothing is left to cut beside {', '.join(keep)}")
+    return whole
+
+
+def _even_share(wiring: Wiring, cost: CostForm, budget: float, whole: set[str]) -> float:
+    """The same share of every axis that costs the budget.
+
+    Costs grow with the widths' square, hence its square root; where some axes stay whole, the root of the cost form's
+    own quadratic in the share, and 0 where these alone cost too much.
+    """
+    if not whole:
+        return math.sqrt(budget)
+    full = np.array([wiring.axes[name].width for name in wiring.prunable], dtype=np.float64)  # [A]
+    free = np.array([name not in whole for name in wiring.prunable])  # [A]
+    cut, kept = full * free, full * ~free
+    square = 0.5 * cut @ cost.bilinear @ cut
+    slope = cut @ cost.linear + cut @ cost.bilinear @ kept
+    fixed = cost.constant + kept @ cost.linear + 0.5 * kept @ cost.bilinear @ kept
+    excess = fixed - budget * (square + slope + fixed)
+    return 0.0 if excess > 0 else float(-2 * excess / (slope + math.sqrt(slope**2 - 4 * square * excess)))
+
+
+def _least_widths(share: float, min_width: MinWidth) -> list[float]:
+    """Half of what an even cut leaves, then less and less; or what was asked."""
     if min_width != "auto":
         return [float(min_width)]
-    half = math.sqrt(budget) / 2
+    half = share / 2
     return [half, half / 2, half / 4, 0.0]
 
 
