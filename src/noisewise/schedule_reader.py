@@ -58,8 +58,9 @@ def _by_formula(schedule: NoiseSchedule) -> NoiseSchedule | None:
     """The continuous VP schedule that these timesteps are of: -log(alpha_bar) / t is then a straight line in t."""
     assert schedule.alphas_cumprod is not None
     T = schedule.num_train_timesteps
-    with np.errstate(divide="ignore"):
-        rates = -np.log(schedule.alphas_cumprod) * T / np.arange(1, T + 1)  # [T]
+    if schedule.alphas_cumprod[-1] == 0:
+        return None
+    rates = -np.log(schedule.alphas_cumprod) * T / np.arange(1, T + 1)  # [T]
     slope = (rates[-1] - rates[0]) / (1 - 1 / T)
     beta_min = rates[0] - slope / T
     beta_min, beta_max = (float(f"{beta:.8g}") for beta in (beta_min, beta_min + 2 * slope))  # as they were typed

@@ -77,11 +77,14 @@ def _check_known(model: ModelMixin) -> None:
 def _load_scheduler(folder: Path) -> SchedulerMixin | None:
     import diffusers
 
+    import noisewise
+
     path = folder / "scheduler_config.json"
     if not path.is_file():
         return None
     config = read_json(path, "model.scheduler")
-    kind: Any = getattr(diffusers, str(config.get("_class_name")), None) if isinstance(config, dict) else None
+    name = str(config.get("_class_name")) if isinstance(config, dict) else ""
+    kind: Any = getattr(noisewise if name in noisewise.__all__ else diffusers, name, None)
     if not inspect.isclass(kind) or not issubclass(kind, diffusers.SchedulerMixin):
         raise SettingError(f"model.scheduler: {path} does not name a diffusers scheduler (_class_name)")
     try:

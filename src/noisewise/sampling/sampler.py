@@ -27,7 +27,7 @@ class SampleStep:
     index: int
     num_steps: int
     t: float  # what the model was called with
-    x: torch.Tensor  # [B, C, H, W], after the step; after the last one, images in about [-1, 1]
+    x: torch.Tensor  # [B, C, H, W], after the step, as the scheduler keeps it; after the last, images in about [-1, 1]
 
 
 def sample_images(
@@ -120,14 +120,15 @@ def trajectory(
     scheduler = copy.deepcopy(scheduler)
     _set_timesteps(scheduler, num_inference_steps)
     options = _step_options(scheduler, eta, generators)
-    x = noise.to(place) * scheduler.init_noise_sigma
+    x = noise.to(place) * getattr(scheduler, "init_noise_sigma", 1.0)  # flow matching's have none: it is 1
+    scale = getattr(scheduler, "scale_model_input", lambda x, t: x)  # nor do those scale
     learns_variance = getattr(scheduler.config, "variance_type", None) == "learned_range"
     dtype = getattr(model, "dtype", x.dtype)
 
     # The timesteps stay on the CPU: routers and schedulers look at their values, which must not wait for the device.
     for index, t in enumerate(scheduler.timesteps):
         with torch.no_grad(), _evaluating(model):
-            x_in = scheduler.scale_model_input(x, t).to(dtype)
+            x_in = scale(x, t).to(dtype)
             output = denoise(model, x_in, t, class_labels).to(x.dtype)  # [B, C or 2C, H, W]
             if output.shape[1] == 2 * shape[0] and not learns_variance:
                 output = output[:, : shape[0]]  # the learned variance, which this scheduler has no use for
