@@ -158,3 +158,77 @@ def test_visited_refuses_what_the_scheduler_refuses() -> None:
     for steps in (0, 5000):
         with pytest.raises(SettingError, match=f"sample.num_inference_steps: {steps}"):
             SCHEDULES["linear"].visited(DDIMScheduler(), steps)
+
+
+def vp_sigma(schedule: NoiseSchedule, time: float) -> float:
+    """sigma_t = noise / signal at a time in (0, 1]."""
+    t = schedule.num_train_timesteps * time - 1
+    return schedule.noise(t) / schedule.signal(t)
+
+
+@pytest.mark.parametrize("T", [10, 1000])
+def test_continuous_vp_is_its_formula_at_any_time(T: int) -> None:
+    schedule = NoiseSchedule.vp(num_train_timesteps=T)
+    for time in (1e-5, 1e-3, 0.01234, 0.442, 0.6308, 0.99999, 1.0):
+        sigma = math.sqrt(math.expm1(9.95 * time**2 + 0.1 * time))
+        assert vp_sigma(schedule, time) == pytest.approx(sigma, rel=1e-9)
+        signal = 1 / math.sqrt(1 + sigma**2)
+        assert schedule.signal(T * time - 1) == pytest.approx(signal, rel=1e-9)
+    float32 = torch.tensor([0.4, 3.7, 8.25], dtype=torch.float32)
+    torch.testing.assert_close(schedule.noise(float32), schedule.noise(float32.double()).float(), rtol=1e-6, atol=0)
+
+
+def test_at_whole_timesteps_the_formula_and_the_table_are_the_same_bits() -> None:
+    formula = NoiseSchedule.vp()
+    table = NoiseSchedule.from_alphas_cumprod(formula.alphas_cumprod)
+    t = formula.grid()
+    assert formula.is_formula
+    assert not table.is_formula
+    assert np.array_equal(formula.snr_db(t), table.snr_db(t))
+    assert abs(formula.snr_db(0.5) - table.snr_db(0.5)) > 0.01  # between them the table is only interpolated
+
+
+@pytest.mark.parametrize("t", [-1.0, -1.5, 999.01, np.array([-1.0, 5]), torch.tensor([999.5])])
+def test_times_outside_the_formula_are_refused(t: Any) -> None:
+    with pytest.raises(SettingError, match="is not above -1 and at most 999"):
+        NoiseSchedule.vp().snr_db(t)
+    with pytest.raises(SettingError, match="is not within 0 to 999"):
+        SCHEDULES["linear"].snr_db(-0.5)
+
+
+def test_limits_are_where_noise_levels_end(schedule: NoiseSchedule) -> None:
+    low, high = schedule.limits
+    expected = {"linear": 0, "cosine": 0, "vp": -0.99, "betas": 0, "edm": 0.002, "flow": 0.0}
+    assert low == pytest.approx(expected[next(name for name, s in SCHEDULES.items() if s is schedule)])
+    assert high == schedule.grid()[-1]
+    assert schedule.is_log == (schedule.kind == "edm")
+
+
+@given(share=st.floats(0.0005, 0.9995), name=st.sampled_from(sorted(SCHEDULES)))
+@settings(deadline=None, max_examples=100)
+def test_the_coordinate_of_an_snr_is_its_inverse(share: float, name: str) -> None:
+    schedule = SCHEDULES[name]
+    low, high = schedule.limits
+    t = low + share * (high - low)
+    assert schedule.coordinate_at_snr(schedule.snr_db(t)) == pytest.approx(t, rel=1e-7, abs=1e-7)
+
+
+def test_the_coordinate_of_an_snr_comes_back_as_it_was_and_stays_within(schedule: NoiseSchedule) -> None:
+    low, high = schedule.limits
+    for extreme in (1e6, math.inf):
+        assert schedule.coordinate_at_snr(extreme) == low
+        assert schedule.coordinate_at_snr(-extreme) == high
+    grid = schedule.grid()[1:-1]
+    np.testing.assert_allclose(schedule.coordinate_at_snr(schedule.snr_db(grid.astype(float))), grid, rtol=1e-9)
+    single = torch.tensor([[3.0], [-3.0]])
+    assert schedule.coordinate_at_snr(single).dtype == torch.float32
+    assert schedule.coordinate_at_snr(single).shape == (2, 1)
+
+
+def test_the_coordinate_of_an_snr_where_the_table_ends_or_stands_still() -> None:
+    zero_snr = NoiseSchedule.from_betas(np.append(np.linspace(0.001, 0.3, 40), 1.0))
+    assert zero_snr.coordinate_at_snr(-math.inf) == 40
+    assert zero_snr.coordinate_at_snr(zero_snr.snr_db(39)) == 39
+    flat = NoiseSchedule.from_alphas_cumprod([0.9, 0.5, 0.5, 0.5, 0.1])
+    assert 1 <= flat.coordinate_at_snr(0.0) <= 3
+    assert flat.coordinate_at_snr(flat.snr_db(3.5)) == pytest.approx(3.5)
