@@ -18,6 +18,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
 from noisewise.errors import SettingError
+from noisewise.preconditioning import epsilon_of, preconditioning
 from noisewise.sampling.stepping import CallScheduler
 
 
@@ -98,10 +99,14 @@ class EDMHeunScheduler(CallScheduler["_Call"]):
             sample: [B, C, H, W], what ``step`` gave before.
             generator: unused, nothing here is random; stock pipelines pass it.
         """
-        call = self._next_call(timestep)
+        call, sigma_data = self._next_call(timestep), self.config.sigma_data
         dtype = torch.promote_types(sample.dtype, torch.float32)
-        x = sample.to(dtype) / self._c_in(call.at)  # [B, C, H, W]
-        d = (x - self._denoised(x, model_output.to(dtype), call.at)) / call.at  # [B, C, H, W], dx / dsigma
+        sigma = torch.tensor(call.at, dtype=dtype)
+        c_in = preconditioning(sigma, sigma_data).c_in
+        x = sample.to(dtype) / c_in  # [B, C, H, W]
+        d = epsilon_of(
+            model_output.to(dtype), x, sigma, c_in, sigma_data
+        )  # [B, C, H, W], dx / dsigma = (x - D) / sigma
         if not call.corrects:
             self._start, self._slope = x, d
         else:
@@ -112,13 +117,8 @@ class EDMHeunScheduler(CallScheduler["_Call"]):
         x = x.to(sample.dtype)
         return SchedulerOutput(prev_sample=x) if return_dict else (x,)
 
-    def _denoised(self, x: torch.Tensor, output: torch.Tensor, sigma: float) -> torch.Tensor:
-        """D(x; sigma), Eq. 7, [B, C, H, W]."""
-        squares = sigma**2 + self.config.sigma_data**2
-        return x * (self.config.sigma_data**2 / squares) + output * (sigma * self.config.sigma_data / squares**0.5)
-
     def _c_in(self, sigma: float) -> float:
-        return float((sigma**2 + self.config.sigma_data**2) ** -0.5)
+        return preconditioning(torch.tensor(sigma, dtype=torch.float64), self.config.sigma_data).c_in.item()
 
     def _spaced(self, num: int) -> np.ndarray:
         """[num] sigmas from noise to data, Eq. 5."""
