@@ -115,4 +115,4 @@ def test_settings_pick_the_proposer_and_refuse_what_they_do_not_know() -> None:
     for wrong in ({"kind": "magic"}, {"kind": "random", "rounds": 0}, {"kind": "random", "mutation": 0.1}):
         with pytest.raises(ValidationError):
             adapter.validate_python(wrong)
-    assert set(PROPOSERS) == {settings.kind for settings in SETTINGS}
+    assert set(PROPOSERS) == {settings.kind for settings in SETTINGS} | {"llm"}

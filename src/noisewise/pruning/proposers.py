@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from noisewise.noise_distribution import Timesteps
+from noisewise.pruning.brief import Brief
 from noisewise.pruning.importance import Importances
+from noisewise.pruning.llm.settings import LlmSettings
 from noisewise.pruning.memory import MemoryBank
+from noisewise.pruning.settings import SearchSettings
 from noisewise.pruning.solver import Solution
 from noisewise.pruning.space import Space
 from noisewise.streams import stream
@@ -31,8 +35,9 @@ class Context:
     space: Space
     importances: Importances
     group: int
-    timesteps: tuple[int, int] | None  # the group's half-open range
+    timesteps: Timesteps | None  # the group's half-open range
     names: Sequence[object]  # of its random streams, e.g. (seed, "prune", group)
+    brief: Brief | None = None
     _projected: dict[tuple[float | None, ...], tuple[Solution, float]] = field(default_factory=dict)
 
     @property
@@ -52,6 +57,14 @@ class Context:
         return self._projected[key]
 
 
+class Credited(dict[str, float]):
+    """A proposal with the name of the proposer it is from, where that is another than the settings name."""
+
+    def __init__(self, widths: Proposal, proposer: str) -> None:
+        super().__init__(widths)
+        self.proposer = proposer
+
+
 class Proposer(Protocol):
     """Anything that suggests widths."""
 
@@ -60,32 +73,20 @@ class Proposer(Protocol):
         ...
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+@runtime_checkable
+class Accountable(Protocol):
+    """A proposer that says, after the last round, what it used."""
 
-    rounds: int = Field(default=3, ge=1)
-    """Rounds of proposals; each sees the losses of those before."""
-
-    candidates: int = Field(default=4, ge=1)
-    """Proposals per round."""
-
-    alignment: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Widths come in multiples of so many channels; "auto" takes up to 16, less for narrow axes and tight budgets."""
-
-    min_width: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = "auto"
-    """Share of its channels that every axis keeps at least; "auto" is half of the square root of the budget."""
-
-    num_score_images: int = Field(default=512, ge=2)
-    """Images, noised once and for all, on which every candidate's loss is measured."""
+    def close(self, context: Context) -> dict[str, Any]: ...
 
 
-class ImportanceSettings(_Settings):
+class ImportanceSettings(SearchSettings):
     """The solver's own answer first, then variations of the importances it was given."""
 
     kind: Literal["importance"] = "importance"
 
 
-class EvolutionSettings(_Settings):
+class EvolutionSettings(SearchSettings):
     """Crossover and mutation of the best widths so far."""
 
     kind: Literal["evolution"] = "evolution"
@@ -94,13 +95,15 @@ class EvolutionSettings(_Settings):
     """Share of the axes that a child changes."""
 
 
-class RandomSettings(_Settings):
+class RandomSettings(SearchSettings):
     """Random widths: what a proposer must beat."""
 
     kind: Literal["random"] = "random"
 
 
-ProposerSettings = Annotated[ImportanceSettings | EvolutionSettings | RandomSettings, Field(discriminator="kind")]
+ProposerSettings = Annotated[
+    ImportanceSettings | EvolutionSettings | RandomSettings | LlmSettings, Field(discriminator="kind")
+]
 
 
 class ImportanceProposer:
@@ -198,10 +201,17 @@ class RandomProposer:
             yield {name: legal[_integer(len(legal), generator)] for name, legal in context.widths.items()}
 
 
+def _language_model(settings: LlmSettings) -> Proposer:
+    from noisewise.pruning.llm.proposer import LlmProposer
+
+    return LlmProposer(settings)
+
+
 PROPOSERS: dict[str, Callable[[Any], Proposer]] = {
     "importance": lambda settings: ImportanceProposer(),
     "evolution": lambda settings: EvolutionProposer(settings.mutation),
     "random": lambda settings: RandomProposer(),
+    "llm": _language_model,
 }
 
 

@@ -77,6 +77,7 @@ def search(
     The other arguments are those of `prune.prune_to_budget`.
     """
     names = (seed, "prune", group)
+    proposer = proposer or build_proposer(settings)
     space = space_of(
         model,
         example_inputs,
@@ -86,24 +87,31 @@ def search(
         min_width=settings.min_width,
     )
     bank = MemoryBank(None if workspace is None else workspace / BANK)
-    scores = resolve_importance(
-        model,
-        importance,
-        objective=objective,
-        images=images,
-        class_labels=class_labels,
-        timesteps=timesteps,
-        timestep_stride=timestep_stride,
-        seed=seed,
-    )
+    looking = {
+        "objective": objective,
+        "images": images,
+        "class_labels": class_labels,
+        "timesteps": timesteps,
+        "timestep_stride": timestep_stride,
+        "seed": seed,
+    }
+    scores = resolve_importance(model, importance, **looking)
+    kind = importance if isinstance(importance, str) else "given"
     context = Context(space, scores, group, timesteps, names)
+    if settings.hints:
+        others = {hint: resolve_importance(model, hint, **looking) for hint in settings.hints if hint != kind}
+        hints = {hint: others.get(hint, scores) for hint in settings.hints}
+        identity = identity_of(
+            model, group=group, timesteps=timesteps, budget=budget, tolerance=tolerance, importance=kind,
+            timestep_stride=timestep_stride, num_images=len(images), seed=seed,
+        )  # fmt: skip
+        context.brief = Brief(hints, snr_range(objective, timesteps), identity, workspace)
     _check_bank(bank, context)
     device = next(model.parameters()).device
     draws = objective.fixed_draws(
         images, settings.num_score_images, (*names, "score"), timesteps, class_labels, device=device
     )
     trial = _Trial(model, context, bank, objective, draws, settings.kind, log or (lambda line: None))
-    proposer = proposer or build_proposer(settings)
     for round_ in range(settings.rounds):
         done = len(bank.of_round(round_))
         if done >= settings.candidates:
@@ -112,13 +120,13 @@ def search(
         for candidate, proposal in list(enumerate(proposals[: settings.candidates]))[done:]:
             trial.run(round_, candidate, proposal)
 
+    account = proposer.close(context) if isinstance(proposer, Accountable) else {}
     best = bank.best()
     if not best:
         reasons = "; ".join(sorted({record.reason for record in bank.records}))
         raise SettingError(f"prune.proposer: none of {len(bank)} candidates could be accepted ({reasons})")
-    kind = importance if isinstance(importance, str) else "given"
     small, info = cut_to_widths(model, example_inputs, space, best[0].widths, scores, kind=kind)
-    return SearchResult(small, info, best[0], bank)
+    return SearchResult(small, info, best[0], bank, account)
 
 
 @dataclass(frozen=True)
@@ -141,13 +149,15 @@ class _Trial:
         self.log(f"group {record.group} round {round_} candidate {candidate}: {said}{cost}")
 
     def _tried(self, round_: int, candidate: int, proposal: Proposal) -> Record:
+        proposer = proposal.proposer if isinstance(proposal, Credited) else self.kind
+
         def record(widths: Mapping[str, int], reason: str, **values: Any) -> Record:
             blank = {"cost": None, "loss": None, "loss_se": None, "moved": None, **values}
             return Record(
                 self.context.group,
                 round_,
                 candidate,
-                self.kind,
+                proposer,
                 dict(widths),
                 **blank,
                 accepted=not reason,

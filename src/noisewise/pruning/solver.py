@@ -40,7 +40,10 @@ class SolverError(SettingError):
 
 
 class CostForm(Protocol):
-    """MACs as a form in the widths, as ``noisewise.models.cost.CostModel`` gives them; B is symmetric."""
+    """MACs as a form in the widths, as ``noisewise.models.cost.CostModel`` gives them; B is symmetric.
+
+    A proposer that reads is told of parameters too.
+    """
 
     @property
     def constant(self) -> float: ...
@@ -50,6 +53,8 @@ class CostForm(Protocol):
 
     @property
     def bilinear(self) -> Array: ...  # [A, A]
+
+    def parameters(self, widths: Mapping[str, int]) -> int: ...
 
 
 @dataclass(frozen=True)
