@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from noisewise.errors import SettingError
+from noisewise.sampling.kinds import SchedulerKind
 
 if TYPE_CHECKING:
     from noisewise.workflow.graph import Graph
+    from noisewise.workflow.single import Planned
     from noisewise.workflow.store import Store
 
 Overrides = Annotated[tuple[str, ...], Parameter(name="--set", negative="", consume_multiple=False)]
-Sampler = Literal["ddpm", "ddim", "pndm", "dpm++", "unipc", "heun", "euler"]
+Sampler = SchedulerKind
+PlanMethod = Literal["snr", "equal-width", "intervals", "optimal-denoiser"]
 ProgressStyle = Literal["auto", "bars", "lines", "json"]
 RUNS = Path("runs")
 PLOTS = (".svg", ".png", ".pdf")
@@ -53,79 +56,107 @@ def plan(
     /,
     *,
     set_: Overrides = (),
+    method: PlanMethod | None = None,
     sampler: Sampler | None = None,
     num_inference_steps: int | None = None,
     plot: Path | None = None,
     save: Path | None = None,
+    runs: Path = RUNS,
 ) -> None:
     """Groups, cost limits, route table and predicted cost of a recipe or of an existing model. Trains nothing.
+
+    A plan that looks at the data is kept in the store of the runs, where `noisewise run` finds it again.
 
     Args:
         source: a recipe (YAML), or the folder of a diffusers pipeline.
         set_: change a setting, e.g. --set plan.num_groups=8; may be given many times.
+        method: how to cut the noise range, the same as --set plan.method=...; optimal-denoiser looks at the data.
         sampler: sampler of a model's route table, by default ddim; a recipe names its own.
         num_inference_steps: sampling steps of a model's route table, 1 or more, by default 50; a recipe names its own.
-        plot: file for a picture of SNR, cost limits and groups (.svg, .png, .pdf).
+        plot: file for a picture (.svg, .png, .pdf) of SNR, cost limits and groups, or of the similarities behind them.
         save: file for the plan as JSON.
+        runs: folder of all runs, whose store keeps plans that look at the data.
     """
     from noisewise.files import check_target, write_atomic
-    from noisewise.workflow.predict import si
 
     if plot is not None and plot.suffix not in PLOTS:
         raise SettingError(f"--plot {plot}: a picture's name ends in {', '.join(PLOTS)}")
     for option, path in (("--plot", plot), ("--save", save)):
         if path is not None:
             check_target(path, option)
+    changes = (*set_, f"plan.method={method}") if method is not None else set_
     if source.is_dir():
         from noisewise.workflow.single import plan_model
 
-        planned = plan_model(
-            source, set_, sampler or "ddim", 50 if num_inference_steps is None else num_inference_steps
-        )
+        steps = 50 if num_inference_steps is None else num_inference_steps
+        planned = plan_model(source, changes, sampler or "ddim", steps)
     else:
         for name, given in (("scheduler", sampler), ("num_inference_steps", num_inference_steps)):
             if given is not None and source.exists():
                 raise SettingError(
                     f"{source}: a recipe names its own sampler; change it by --set sample.{name}={given}"
                 )
-        planned = _plan_of_recipe(source, set_)
+        planned = _plan_of_recipe(source, changes, runs)
+    _print_plan(planned)
+    if plot is not None:
+        from noisewise.report.figures import plan_figure
+
+        picture = io.BytesIO()
+        plan_figure(planned.plan).savefig(picture, format=plot.suffix[1:])
+        write_atomic(plot, picture.getvalue())
+        print(plot)
+    if save is not None:
+        planned.plan.save(save)
+        print(save)
+
+
+def _print_plan(planned: Planned) -> None:
+    """Groups, routes, and the cost of an image."""
+    from noisewise.workflow.predict import si
+
     made, macs = planned.plan, planned.macs
-    routes = made.routes(planned.scheduler, planned.num_inference_steps)
+    shares = None if planned.costs is None else [None if cost is None else cost / macs for cost in planned.costs]
+    routes = made.routes(planned.scheduler, planned.num_inference_steps, shares)
     print(made.table())
     print()
     print(routes.table())
     print()
     calls = len(routes.steps)
     print(f"base: {planned.parameters:,} parameters, {si(macs)}MACs a call, {si(macs * calls)}MACs an image")
-    print(f"experts, at their cost limits: {si(macs * routes.total)}MACs an image, {routes.mean:.4f} of the base's")
-    if plot is not None:
-        from noisewise.report.figures import plan_figure
-
-        picture = io.BytesIO()
-        plan_figure(made).savefig(picture, format=plot.suffix[1:])
-        write_atomic(plot, picture.getvalue())
-        print(plot)
-    if save is not None:
-        made.save(save)
-        print(save)
+    if planned.costs is None:
+        who = "experts, at their cost limits"
+    else:
+        known = [f"group {group} {si(cost)}MACs" for group, cost in enumerate(planned.costs) if cost is not None]
+        print(f"multi-decoder, encoder and decoder of each group: {', '.join(known)} a call")
+        who = f"multi-decoder, {planned.resident:,} parameters in all"
+    print(f"{who}: {si(macs * routes.total)}MACs an image, {routes.mean:.4f} of the base's")
 
 
-def _plan_of_recipe(source: Path, overrides: tuple[str, ...]):  # type: ignore[no-untyped-def]  # a heavy type
+def _plan_of_recipe(source: Path, overrides: tuple[str, ...], runs: Path) -> Planned:
     from noisewise.workflow.builder import build_graph
-    from noisewise.workflow.measure import scheduler_of
     from noisewise.workflow.predict import si
     from noisewise.workflow.recipe import load_recipe
+    from noisewise.workflow.run import open_graph
     from noisewise.workflow.single import Planned
 
-    graph = build_graph(load_recipe(source, overrides), data_required=False)
+    recipe = load_recipe(source, overrides)
+    if recipe.plan.looks_at_data:
+        graph, _ = open_graph(recipe, runs, data_required=False, say=_say)
+    else:
+        graph = build_graph(recipe, data_required=False)
     images, macs = sum(step.num_images for step in graph.steps), sum(step.macs for step in graph.steps)
     print(f"{graph.recipe.name}: a run is {len(graph.steps)} steps, {images:,} training images, {si(macs)}MACs")
     for note in graph.base.notes:
         if note not in graph.plan.notes:
             print(f"note: {note}")
-    sampler = scheduler_of(graph.rows[0].sample.settings)
+    base, decoders = graph.base, graph.base.decoders if recipe.method == "multi-decoder" else None
+    costs, resident = (None, 0) if decoders is None else (decoders.macs, decoders.resident)
     steps = graph.recipe.sample.num_inference_steps
-    return Planned(graph.plan, graph.base.macs, graph.base.parameters, sampler, steps)
+    return Planned(graph.plan, base.macs, base.parameters, base.scheduler, steps, costs, resident)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def run(
@@ -175,12 +206,13 @@ def run(
     settings = load_recipe(recipe, set_)
     if dry_run:
         folder_of(settings, runs)
-        graph, store = build_graph(settings, store_of(runs) if runs.is_dir() else None, False), store_of(runs)
+        store = store_of(runs)
+        graph = build_graph(settings, store if runs.is_dir() else None, False, _say)
         check_smallest_budget(graph, store)
         show.steps(graph, states(graph, store))
         _announce(graph, store, jobs)
         return
-    graph, store = open_graph(settings, runs)
+    graph, store = open_graph(settings, runs, say=None if progress == "json" or process_rank() > 0 else _say)
     if process_rank() > 0:
         follow_recipe(graph, store)
         return

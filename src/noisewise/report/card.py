@@ -19,10 +19,17 @@ def model_card(results: Results) -> str:
     if results.verdict:
         parts.append(f"{_plain(results.verdict)}\n")
     if plan and plan.groups:
-        limits = ", ".join(f"[{g.t_start:g}, {g.t_stop:g}): {g.cost_limit:.2f}" for g in plan.groups if not g.is_empty)
+        costs = results.group_costs if results.method == "multi-decoder" else [g.cost_limit for g in plan.groups]
+        limits = ", ".join(
+            f"[{g.t_start:g}, {g.t_stop:g}): {cost:.2f}"
+            for g, cost in zip(plan.groups, costs, strict=False)
+            if cost is not None and not g.is_empty
+        )
+        verb = "costs" if results.method == "multi-decoder" else "may cost"
+        what = {"timestep": "training timestep", "sigma": "noise level sigma", "flow-time": "flow time"}
         parts.append(
-            "One denoiser per range of noise levels. Ranges of the training timestep and the share of the base's "
-            f"compute that each may cost: {limits}.\n"
+            f"One denoiser per range of noise levels. Ranges of the {what.get(plan.coordinate, plan.coordinate)} and "
+            f"the share of the base's compute that each {verb}: {limits}.\n"
         )
     parts.append(
         "```python\nimport noisewise  # the denoiser's class\nfrom diffusers import DiffusionPipeline\n\n"
@@ -55,7 +62,7 @@ def write_card(run_folder: Path) -> Path | None:
 
 
 def _steps(results: Results) -> int:
-    row = results.row("tdc")
+    row = results.row(results.method)
     return (row.num_inference_steps if row else None) or len(results.routes) or 50
 
 

@@ -110,8 +110,7 @@ def columns_of(results: Results) -> list[Column]:
             definition = "The same, over the timesteps of each group; group 0 lies nearest the data." if i == 0 else ""
             columns.append(Column(f"group_test_loss.{i}", "Loss on held-out images", f"group {i}", "", definition,
                                   _group_loss(i), "thousandths", digits=4))  # fmt: skip
-    return [
-        *columns,
+    columns += [
         Column("macs_per_image", "Cost of an image", "compute", "MACs", "Multiply-accumulates of one image, attention "
                "products included: the sum over the sampling steps of the model that serves each.",
                lambda row: row.macs_per_image, "up"),
@@ -128,7 +127,14 @@ def columns_of(results: Results) -> list[Column]:
         Column("training_macs", "Training", "compute", "MACs", "Multiply-accumulates of the training, all stages and "
                "groups together; by convention three times those of the forward passes.",
                lambda row: row.training_macs, "up"),
+        Column("paper_flops", "Training", "paper's count", "FLOPs", "The training as the multi-stage paper counts it: "
+               "iterations times multiply-accumulates of one forward pass on one image, attention products left out.",
+               lambda row: row.paper_flops, "up"),
+        Column("needed_images", "Training", "images needed", "", "Images seen by the snapshots that early stopping "
+               "chose; what the whole trainings saw stands under images.", lambda row: row.needed_images, "up"),
     ]  # fmt: skip
+    optional = ("paper_flops", "needed_images")  # of the multi-stage framework's rows
+    return [c for c in columns if c.key not in optional or any(c.value(row) is not None for row in results.rows)]
 
 
 def parts_of(value: Value) -> list[float]:

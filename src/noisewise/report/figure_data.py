@@ -41,8 +41,11 @@ def plan_data(difficulty: Difficulty | None) -> Columns:
     }
 
 
+IDEAL = "ideal"  # the optimal denoiser among the rows of the loss figure
+
+
 def loss_data(results: Results) -> Columns:
-    """Loss per bin of timesteps, one line per row and bin."""
+    """Loss per bin of noise levels, one line per row and bin; the optimal denoiser's at levels of its own, last."""
     bins = results.loss_per_timestep.get("t", [])
     rows = [
         (row_id, results.label(row_id), t, loss)
@@ -50,6 +53,9 @@ def loss_data(results: Results) -> Columns:
         if row_id != "t"
         for t, loss in zip(bins, losses, strict=False)
     ]
+    if rows and results.ideal_loss is not None:
+        ideal = zip(results.ideal_loss.t, results.ideal_loss.loss, strict=True)
+        rows += [(IDEAL, "optimal denoiser, on training images", t, loss) for t, loss in ideal]
     return _columns(["row", "label", "t", "loss"], rows)
 
 

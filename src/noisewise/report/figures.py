@@ -10,7 +10,7 @@ from noisewise.report import figure_data
 from noisewise.report.columns import scale_of
 from noisewise.report.figure_data import Columns, numbers, select, unique
 from noisewise.report.results import Difficulty, GroupOfPlan
-from noisewise.report.style import BAND, INK, MUTED, PAPER, count_axis, legend_on_top, new_figure, style_of, styled
+from noisewise.report.style import BAND, INK, MUTED, OWN, PAPER, count_axis, legend_on_top, new_figure, style_of, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from noisewise.planning.plan import Plan
 
 _FROM_BASE = ("base-continued", "base-fewer-steps", "unpruned", "tdc", "uniform", "distilled")
+_FLOOR_ROOM = 4  # how far below the least measured loss the ideal one is followed
 _AXIS_NAMES = {"timestep": "training timestep t", "sigma": "noise level σ", "flow-time": "flow time t"}
 
 
@@ -93,8 +94,8 @@ def reference_of(rows: Sequence[str]) -> str | None:
 
 @styled
 def loss_figure(data: Columns, groups: Sequence[GroupOfPlan] = (), coordinate: str = "timestep") -> Figure:
-    """Above: held-out loss against t, before and after. Below: the same as a ratio to the base."""
-    rows = [row for row in unique(data["row"]) if row != "base-fewer-steps"]
+    """Above: held-out loss against t, before and after, and the ideal one. Below: the same as a ratio to the base."""
+    rows = [row for row in unique(data["row"]) if row not in ("base-fewer-steps", figure_data.IDEAL)]
     reference = reference_of(rows)
     figure = new_figure(4.3)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.25, 1])
@@ -105,17 +106,29 @@ def loss_figure(data: Columns, groups: Sequence[GroupOfPlan] = (), coordinate: s
     base = numbers(select(data, "row", reference)["loss"]) if reference else []
     for row in rows:
         line, style = select(data, "row", row), style_of(row, tuple(rows))
-        look = {"color": style.light, "linestyle": style.dash, "zorder": 4 if row == "tdc" else 3}
+        look = {"color": style.light, "linestyle": style.dash, "zorder": 4 if row in OWN else 3}
         above.plot(line["t"], numbers(line["loss"]), label=line["label"][0], **look)
         if base:
             ratio = [after / before if before else math.nan for after, before in zip(numbers(line["loss"]), base,
                                                                                     strict=False)]  # fmt: skip
             below.plot(line["t"][: len(ratio)], ratio, **look)
     above.set_yscale("log")
+    ideal = select(data, "row", figure_data.IDEAL)
+    if ideal["t"]:
+        _ideal_line(above, ideal, [x for row in rows for x in select(data, "row", row)["loss"] if x])
     above.set_ylabel("held-out loss")
     below.set_ylabel(f"ratio to\n{select(data, 'row', reference)['label'][0]}" if reference else "ratio")
     figure.legend(loc="outside upper left", ncols=2)
     return figure
+
+
+def _ideal_line(axis: Axes, ideal: Columns, measured: Sequence[float]) -> None:
+    """The optimal denoiser's loss, which vanishes near the data: followed only a little below what was measured."""
+    axis.plot(ideal["t"], numbers(ideal["loss"]), color=MUTED, lw=1.2, ls=(0, (4, 2)), label=ideal["label"][0])
+    known = [x for x in ideal["loss"] if x]
+    if measured:
+        lowest = min(measured) / _FLOOR_ROOM
+        axis.set_ylim(bottom=max(lowest, min([*known, min(measured)]) * 0.8))
 
 
 def _floor(axis: Axes, value: float | None) -> None:

@@ -100,6 +100,8 @@ def flattened(value: Any, name: str = "") -> list[tuple[str, str]]:
 def group_lines(results: Results) -> list[GroupLine]:
     """The plan's groups with what pruning achieved and how many sampling steps each serves."""
     achieved = {expert.group: expert.achieved for expert in results.widths if expert is not None}
+    if results.method == "multi-decoder":
+        achieved = dict(enumerate(results.group_costs))
     lines = []
     for i, group in enumerate(results.groups):
         steps = sum(step.group == i for step in results.routes)

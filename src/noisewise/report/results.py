@@ -64,6 +64,8 @@ class Row(Part):
     seconds_per_image: float | None = None
     training_images: float | None = None
     training_macs: float | None = None
+    paper_flops: float | None = None
+    needed_images: float | None = None
     samples: str | None = None
     provenance: Mapped = {}
 
@@ -117,6 +119,13 @@ class Difficulty(Part):
     snr_db: list[float | None]
     cost_limit: list[float | None]
     cost: Annotated[list[float | None], _or_empty(list)] = []
+
+
+class IdealLoss(Part):
+    """Loss of the optimal denoiser on the images it knows by heart."""
+
+    t: list[float]
+    loss: list[float | None]
 
 
 class RouteStep(Part):
@@ -178,8 +187,10 @@ class Results(Part):
     verdict: str | None = None
     plan: PlanPart | None = None
     difficulty: Difficulty | None = None
+    group_costs: Annotated[list[float | None], _or_empty(list)] = []  # [G], shares of the base's MACs
     routes: Annotated[list[RouteStep], _or_empty(list)] = []
     loss_per_timestep: Annotated[dict[str, list[float | None]], _or_empty(dict)] = {}  # "t" and row ids, [B] each
+    ideal_loss: IdealLoss | None = None
     training_curves: Annotated[dict[str, list[CurvePoint]], _or_empty(dict)] = {}
     widths: Annotated[list[Widths | None], _or_empty(list)] = []
     memory_bank: Annotated[list[Candidate], _or_empty(list)] = []
@@ -195,6 +206,11 @@ class Results(Part):
     def num_groups(self) -> int:
         """Groups of the plan, or as many as the rows speak of."""
         return len(self.groups) or max((len(row.group_test_loss) for row in self.rows), default=0)
+
+    @property
+    def method(self) -> str:
+        """The row that the run is about."""
+        return str(self.recipe.get("method", "tdc"))
 
     def row(self, row_id: str) -> Row | None:
         return next((row for row in self.rows if row.id == row_id), None)

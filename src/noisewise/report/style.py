@@ -46,6 +46,11 @@ STYLES = {
     "base-fewer-steps": Style("#b04e87", "#e58dbd", "P", (0, (1, 1.4))),
     "distilled": Style("#967000", "#e0b030", "X", (0, (3, 1.2, 1, 1.2))),
     "single-stage": Style("#5f54b5", "#aaa0f5", "h", (0, (3, 1.2, 1, 1.2))),
+    "multi-decoder": Style("#c01048", "#ff7f9f", "*"),
+    "separate": Style("#00808c", "#4cc8d4", "d", (0, (5, 1.6))),
+    "separate-early-stopped": Style("#6b7f00", "#bccb45", "<", (0, (3, 1.2, 1, 1.2))),
+    "separate-tailored": Style("#8f5bb0", "#cfa0ea", ">", (0, (5, 1.6))),
+    "separate-tailored-early-stopped": Style("#a0602a", "#dca775", "p", (0, (3, 1.2, 1, 1.2))),
 }
 _SPARE = (
     Style("#8a5a3c", "#d0a080", "p", (0, (5, 1.6))),
@@ -53,7 +58,8 @@ _SPARE = (
     Style("#9c3340", "#f08a95", ">", (0, (1, 1.4))),
 )
 # Which row a training step belongs to, where its name is not the row's.
-ROW_OF = {"finetune": "tdc", "distil": "distilled", "scratch": "single-stage"}
+ROW_OF = {"finetune": "tdc", "distil": "distilled", "scratch": "single-stage", "joint": "multi-decoder"}
+OWN = ("tdc", "multi-decoder")  # a method's own row, drawn over its rivals
 
 
 def style_of(name: str, others: tuple[str, ...] = ()) -> Style:

@@ -1,4 +1,4 @@
-"""What is known before anything runs: the data's shape, the noise schedule, the base network's cost, and the plan."""
+"""What is known before anything runs: the data's shape, the noise schedule, the networks' cost, and the plan."""
 
 from __future__ import annotations
 
@@ -7,23 +7,32 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from noisewise.errors import SettingError
 from noisewise.evaluation.cost import TRAINING_FACTOR
+from noisewise.objectives import Objective
 from noisewise.planning.plan import Plan
 from noisewise.schedule import NoiseSchedule
+from noisewise.workflow.decoders import Decoders, measure_decoders
 from noisewise.workflow.networks import (
     DataInfo,
     check_fits,
     existing_model,
+    make_objective,
     meta_unet2d,
+    predicted_by,
     unet2d_config,
     weights_checksum,
 )
+from noisewise.workflow.plans import Say, facts_of, make_plan
 from noisewise.workflow.recipe import Recipe
-from noisewise.workflow.settings import ExistingModel, PlanSettings, ScheduleSettings
+from noisewise.workflow.rows import NEED_DECODERS
+from noisewise.workflow.settings import ExistingModel, ObjectiveSettings, ScheduleSettings
 from noisewise.workflow.store import Store
+
+if TYPE_CHECKING:
+    from noisewise.data.images import Dataset
 
 IMPORTANCE_TIMESTEPS, IMPORTANCE_BATCH = 50, 64  # what importances look at by default, for predictions only
 
@@ -33,19 +42,35 @@ class Foundation:
     """The facts that a recipe's graph of steps rests on."""
 
     data: DataInfo
-    schedule: NoiseSchedule
+    objective: Objective
+    objective_settings: ObjectiveSettings  # the recipe's, with the prediction type resolved
     network: Mapping[str, Any]  # of a new network its configuration, of an existing one its folder and checksum
     macs: int  # of one forward pass of the base on one image
     parameters: int
     plan: Plan
+    decoders: Decoders | None  # the multi-decoder's sizes, where they are known before training
+    scheduler: Any  # the sampler
     calls: int  # of the network per image, while sampling
     features_checksum: str
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def schedule(self) -> NoiseSchedule:
+        return self.objective.schedule
+
+    @cached_property
+    def plan_facts(self) -> dict[str, Any]:
+        """The plan as steps know it: what decides their results, without the curves behind it."""
+        return facts_of(self.plan)
+
     @cached_property
     def trained_groups(self) -> tuple[int, ...]:
-        """Groups that have timesteps; the others train nothing."""
+        """Groups that have noise levels; the others train nothing."""
         return tuple(group.index for group in self.plan.groups if not group.is_empty)
+
+    def is_pruned(self, group: int) -> bool:
+        """Whether the group may cost less than the base."""
+        return self.plan.groups[group].cost_limit < 1
 
     @property
     def mean_limit(self) -> float:
@@ -58,7 +83,7 @@ class Foundation:
 
     @property
     def rival_macs(self) -> float:
-        """Predicted cost of an image by the experts."""
+        """Predicted cost of an image by the experts, at their cost limits."""
         return self.image_macs * self.mean_limit
 
     def prune_macs(self, recipe: Recipe, num_timesteps: int) -> float:
@@ -70,34 +95,41 @@ class Foundation:
         return float(self.macs) * (TRAINING_FACTOR * visits * IMPORTANCE_BATCH + scored)
 
 
-def lay_foundation(recipe: Recipe, store: Store | None, data_required: bool = True) -> Foundation:
+def lay_foundation(
+    recipe: Recipe, store: Store | None, data_required: bool = True, say: Say | None = None
+) -> Foundation:
     """Look at everything a recipe names without training anything.
 
     Args:
-        store: where decoded images are kept; without it they stay in memory.
-        data_required: whether missing data is an error; without it a plan can still be made, and it says so.
+        store: where decoded images and plans that look at them are kept; without it they stay in memory.
+        data_required: whether missing data is an error; without it many a plan can still be made, and it says so.
+        say: told what long work (a plan that looks at the data) will cost before it starts.
     """
     notes: list[str] = []
-    data = _look_at_data(recipe, store, data_required, notes)
+    dataset = _load(recipe, store, data_required, notes)
+    data = _describe(recipe, dataset)
     scheduler: Any = None
     network: dict[str, Any]
     if isinstance(recipe.model, ExistingModel):
         model, scheduler = existing_model(recipe.model)
-        check_fits(model, scheduler, data, recipe.objective)
         network = {"from": str(recipe.model.source), "checksum": weights_checksum(recipe.model.source)}
     else:
         network = {"config": unet2d_config(recipe.model, data, recipe.objective)}
         model = meta_unet2d(network["config"])
-    schedule = make_schedule(recipe.schedule, scheduler)
-    visited = visited_timesteps(recipe, schedule)
-    plan = make_plan(recipe.plan, schedule, visited)
+    objective, settings = _objective(recipe, scheduler)
+    if scheduler is not None or "from" in network:
+        check_fits(model, scheduler, data, objective)
+    sampler, visited = sampler_of(recipe, objective)
+    plan = make_plan(recipe, objective, visited, dataset, cache=None if store is None else store.root, say=say)
+    decoders = _decoders(recipe, network, plan, notes)
     macs, parameters = _cost(model)
     return Foundation(
-        data, schedule, network, macs, parameters, plan, len(visited), _features_checksum(recipe), notes + plan.notes
-    )
+        data, objective, settings, network, macs, parameters, plan, decoders, sampler, len(visited),
+        _features_checksum(recipe), notes + plan.notes,
+    )  # fmt: skip
 
 
-def _look_at_data(recipe: Recipe, store: Store | None, required: bool, notes: list[str]) -> DataInfo:
+def _load(recipe: Recipe, store: Store | None, required: bool, notes: list[str]) -> Dataset | None:
     from noisewise.data.load import load_data
 
     try:
@@ -105,11 +137,18 @@ def _look_at_data(recipe: Recipe, store: Store | None, required: bool, notes: li
             warnings.simplefilter("always")
             data = load_data(recipe.data, cache=None if store is None else store.root / "data")
         notes.extend(str(warning.message) for warning in caught)
+        return data
     except SettingError as error:
-        size = recipe.data.image_size
-        if required or size is None:
+        if required or recipe.data.image_size is None:
             raise
         notes.append(f"the data cannot be read, so only its recipe is known ({error})")
+        return None
+
+
+def _describe(recipe: Recipe, data: Dataset | None) -> DataInfo:
+    if data is None:
+        size = recipe.data.image_size
+        assert size is not None  # unknown images without a size are refused
         return DataInfo(recipe.data.name or recipe.data.kind, getattr(recipe.data, "channels", 1), size, None, 0, 0, "")
     info = DataInfo(
         data.name, data.channels, data.size, data.num_classes, len(data.train), len(data.test), data.fingerprint
@@ -131,6 +170,10 @@ def make_schedule(settings: ScheduleSettings | None, scheduler: Any = None) -> N
         schedule = NoiseSchedule.from_betas(settings.betas)
     elif settings.kind == "vp":
         schedule = NoiseSchedule.vp(settings.beta_min, settings.beta_max, settings.num_train_timesteps)
+    elif settings.kind == "edm":
+        schedule = NoiseSchedule.edm(settings.sigma_min, settings.sigma_max, settings.num_train_timesteps)
+    elif settings.kind == "flow":
+        schedule = NoiseSchedule.flow(settings.num_train_timesteps, settings.shift)
     else:
         schedule = NoiseSchedule.named(settings.kind, settings.num_train_timesteps)
     if found is not None:
@@ -138,32 +181,34 @@ def make_schedule(settings: ScheduleSettings | None, scheduler: Any = None) -> N
     return schedule
 
 
-def make_plan(settings: PlanSettings, schedule: NoiseSchedule, visited: Any) -> Plan:
-    """The recipe's plan: made from the schedule, or read from a file."""
-    if settings.path is not None:
-        plan = Plan.load(settings.path)
-        plan.check_schedule(schedule)
-        return plan
-    make = Plan.from_snr if settings.method == "snr" else Plan.equal_width
-    return make(
-        schedule,
-        settings.num_groups,
-        settings.min_cost,
-        settings.big_model_at,
-        cost_schedule=settings.cost_schedule,
-        average_cost=settings.average_cost,
-        snr_range=settings.snr_range,
-        visited=visited if settings.snr_range == "visited" else None,
-        clip_db=settings.clip_db,
-    )
+def _objective(recipe: Recipe, scheduler: Any) -> tuple[Objective, ObjectiveSettings]:
+    """The objective, and its settings with the prediction type resolved: an existing pipeline's unless it is given."""
+    settings, schedule = recipe.objective, make_schedule(recipe.schedule, scheduler)
+    if settings.prediction_type is None and schedule.kind == "vp":
+        settings = settings.model_copy(update={"prediction_type": predicted_by(scheduler)})
+    objective = make_objective(settings, schedule)
+    return objective, settings.model_copy(update={"prediction_type": objective.prediction_type})
 
 
-def visited_timesteps(recipe: Recipe, schedule: NoiseSchedule) -> Any:
-    """The timesteps at which sampling calls the network."""
+def sampler_of(recipe: Recipe, objective: Objective) -> tuple[Any, Any]:
+    """The recipe's sampler, and the coordinates at which it calls the network."""
     from noisewise.sampling.schedulers import build_scheduler
 
-    scheduler = build_scheduler(recipe.sample.scheduler, schedule, recipe.objective.prediction_type)
-    return schedule.visited(scheduler, recipe.sample.num_inference_steps)
+    prediction_type: Any = objective.prediction_type
+    scheduler = build_scheduler(recipe.sample.scheduler, objective.schedule, prediction_type, objective.variance)
+    return scheduler, objective.schedule.visited(scheduler, recipe.sample.num_inference_steps)
+
+
+def _decoders(recipe: Recipe, network: Mapping[str, Any], plan: Plan, notes: list[str]) -> Decoders | None:
+    """The multi-decoder's sizes where a row needs them and they come from the recipe rather than from pruning."""
+    settings = recipe.multi_decoder
+    if settings.decoders is None or not any(row in NEED_DECODERS for row in recipe.rows):
+        return None
+    found, more = measure_decoders(
+        network["config"], plan, facts_of(plan), settings.decoders, settings.share_bottleneck
+    )
+    notes.extend(more)
+    return found
 
 
 def _cost(model: Any) -> tuple[int, int]:

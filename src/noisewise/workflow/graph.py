@@ -1,6 +1,7 @@
 """The steps of a run: which there are, what each reads, and which make up a row of the table.
 
-    base ─► prune[g] ─► finetune[g] ─► assemble ─► sample[row] ─► evaluate[row] ─► results, report
+    base ─► prune[g] ─► finetune[g] ─► assemble ─► sample[row] ─► evaluate[row] ─► results, report    (method tdc)
+                                       joint ────► sample ...                                         (multi-decoder)
 
 The plan needs no training, so the whole graph is known before anything runs. Steps that several rows need exist once.
 """
@@ -48,6 +49,7 @@ class Graph:
     snapshots: Mapping[int, StepSpec]  # training images -> evaluation of the base at that point
     reference: StepSpec
     timing: StepSpec
+    ideal_loss: StepSpec | None = None  # of the optimal denoiser, where the report draws it
 
     @property
     def plan(self) -> Plan:
@@ -62,7 +64,8 @@ class Graph:
         """Inputs first; training before the measurements, but what looks at the data alone before everything."""
         ends = [step for row in self.rows for step in (row.evaluate, row.loss)]
         models = closure(row.model for row in self.rows)
-        return tuple(closure([self.reference, *models, *ends, *self.snapshots.values(), self.timing]))
+        first = [self.reference] if self.ideal_loss is None else [self.reference, self.ideal_loss]
+        return tuple(closure([*first, *models, *ends, *self.snapshots.values(), self.timing]))
 
     def step(self, name: str) -> StepSpec:
         """A step by its name."""

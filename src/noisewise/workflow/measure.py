@@ -14,6 +14,7 @@ from noisewise.evaluation.cost import interleaved_latency, steps_at_cost
 from noisewise.files import read_json, write_atomic, write_json
 from noisewise.models.loading import load_denoiser
 from noisewise.planning.plan import Plan
+from noisewise.sampling.kinds import steps_within
 from noisewise.schedule import NoiseSchedule
 from noisewise.streams import stream
 from noisewise.workflow.machine import device
@@ -70,14 +71,12 @@ def image_cost(model: ModelMixin, settings: Any, num_inference_steps: int) -> Re
     }
 
 
-def fewer_steps(model: ModelMixin, settings: Any, macs_per_image: float) -> int:
-    """The most sampling steps with which ``model`` costs no more than ``macs_per_image``, at least one."""
-    schedule, scheduler = NoiseSchedule.from_dict(settings["schedule"]), scheduler_of(settings)
-    calls = steps_at_cost(macs_per_image, macs_of(model))
-    for num_steps in range(settings["num_inference_steps"], 1, -1):
-        if len(schedule.visited(scheduler, num_steps)) <= calls:  # some samplers call the model twice a step
-            return num_steps
-    return 1
+def steps_at(model: ModelMixin, settings: Any, macs_per_image: float) -> int:
+    """The most sampling steps with which ``model`` costs no more than ``macs_per_image``.
+
+    Fewer than the settings' where the image is cheaper than by ``model``, more where it is dearer.
+    """
+    return steps_within(settings["scheduler"], steps_at_cost(macs_per_image, macs_of(model)))
 
 
 def sample(job: Job) -> Result:
@@ -86,7 +85,7 @@ def sample(job: Job) -> Result:
     model = _model_to_sample(job)
     num_steps = settings["num_inference_steps"]
     if "match" in job.step.inputs:
-        num_steps = fewer_steps(model, settings, job.result_of("match")["macs_per_image"])
+        num_steps = steps_at(model, settings, job.result_of("match")["macs_per_image"])
     total = settings["sample"]["num_images"]
     started = time.perf_counter()
     images = draw_images(model, settings, total, num_steps, progress=lambda done: job.update(int(done), total))
@@ -254,6 +253,21 @@ def loss(job: Job) -> Result:
         "t": [part.t_centre for part in losses.bins],
         "bins": [part.mean for part in losses.bins],
     }
+
+
+def ideal_loss(job: Job) -> Result:
+    """Loss of the training images' optimal denoiser on draws from those images: no network can do better on them."""
+    from noisewise.optimal.denoiser import OptimalDenoiser
+    from noisewise.optimal.ideal_loss import ideal_loss as loss_of
+
+    settings = job.settings
+    schedule = NoiseSchedule.from_dict(settings["schedule"])
+    grid = schedule.grid()
+    chosen = np.unique(np.linspace(0, len(grid) - 1, settings["num_levels"]).round().astype(int))
+    coordinates = [grid[i].item() for i in chosen]
+    denoiser = OptimalDenoiser(job.dataset().train, schedule, device=device())
+    losses = loss_of(denoiser, coordinates, settings["num_draws"], seed=settings["seed"])
+    return {"t": coordinates, "loss": [float(value) for value in losses], "num_draws": settings["num_draws"]}
 
 
 def timing(job: Job) -> Result:

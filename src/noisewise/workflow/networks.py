@@ -18,6 +18,9 @@ from noisewise.workflow.settings import ExistingModel, ObjectiveSettings, PruneS
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
+    from noisewise.objectives import Objective
+    from noisewise.schedule import NoiseSchedule
+
 SET_BY_DATA = ("sample_size", "in_channels", "out_channels", "num_class_embeds")
 
 
@@ -70,12 +73,19 @@ def unet2d_config(settings: UNet2DSettings, data: DataInfo, objective: Objective
     }
 
 
-def new_unet2d(config: Mapping[str, Any], names: tuple[object, ...]) -> ModelMixin:
-    """A network with fresh weights that depend on ``names`` alone."""
+@contextmanager
+def seeded(names: tuple[object, ...]) -> Iterator[None]:
+    """Fresh weights made inside depend on ``names`` alone."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(*names, "weights"))
+        yield
+
+
+def new_unet2d(config: Mapping[str, Any], names: tuple[object, ...]) -> ModelMixin:
+    """A network with fresh weights that depend on ``names`` alone."""
+    with seeded(names):
         return _checked_unet2d(config)
 
 
@@ -89,14 +99,25 @@ def meta_unet2d(config: Mapping[str, Any]) -> ModelMixin:
         model = _checked_unet2d(config)
     network = describe(model)
     network.wiring(model)
-    with torch.no_grad(), _as_setting_error():
+    with torch.no_grad(), building():
         model(**network.example_inputs(model))
     return model
 
 
-def check_budget(network: Mapping[str, Any], budget: float, settings: PruneSettings, group: int) -> None:
-    """Refuse a group's cost limit that no legal widths meet, before anything is trained."""
+def check_budget(
+    network: Mapping[str, Any],
+    budget: float,
+    settings: PruneSettings,
+    group: int,
+    share_bottleneck: bool | None = None,
+) -> None:
+    """Refuse a group's cost limit that no legal widths meet, before anything is trained.
+
+    Args:
+        share_bottleneck: of a network whose decoder alone is cut; None: all of it may be.
+    """
     from noisewise.models.networks import describe
+    from noisewise.pruning.decoders import kept_whole
     from noisewise.pruning.prune import space_of
     from noisewise.pruning.solver import SolverError
 
@@ -113,6 +134,7 @@ def check_budget(network: Mapping[str, Any], budget: float, settings: PruneSetti
             tolerance=settings.tolerance,
             alignment=proposer.alignment,
             min_width=proposer.min_width,
+            keep=() if share_bottleneck is None else kept_whole(model, share_bottleneck),
         )
     except SolverError as error:
         reason = str(error).partition(": ")[2]
@@ -122,18 +144,20 @@ def check_budget(network: Mapping[str, Any], budget: float, settings: PruneSetti
 def _checked_unet2d(config: Mapping[str, Any]) -> ModelMixin:
     from diffusers import UNet2DModel
 
-    with _as_setting_error():
+    with building():
         return UNet2DModel(**config)
 
 
 @contextmanager
-def _as_setting_error() -> Iterator[None]:
+def building(section: str = "model") -> Iterator[None]:
     """diffusers checks little itself, so that a setting it cannot use may end in any error."""
     try:
         yield
+    except SettingError:
+        raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise SettingError(f"model: diffusers refuses this network ({reason})") from error
+        raise SettingError(f"{section}: diffusers refuses this network ({reason})") from error
 
 
 def existing_model(settings: ExistingModel) -> tuple[ModelMixin, Any]:
@@ -150,10 +174,23 @@ def weights_checksum(folder: Path) -> str:
     return f"{seed_of(*(sha256_file(path) for path in files)):016x}"
 
 
-def check_fits(model: ModelMixin, scheduler: Any, data: DataInfo, objective: ObjectiveSettings) -> None:
+def make_objective(settings: ObjectiveSettings, schedule: NoiseSchedule) -> Objective:
+    """The recipe's objective on its noise schedule; what is not given gets the schedule's default."""
+    from noisewise.objectives import Objective
+
+    return Objective(schedule, **settings.model_dump(exclude_none=True))
+
+
+def predicted_by(scheduler: Any) -> str | None:
+    """What the network of a pipeline with this scheduler predicts, in the objective's words; None: it does not say."""
+    found = None if scheduler is None else scheduler.config.get("prediction_type")
+    return {None: None, "flow_prediction": "velocity"}.get(found, found)
+
+
+def check_fits(model: ModelMixin, scheduler: Any, data: DataInfo, objective: Objective) -> None:
     """An existing network must take the recipe's images and labels and predict what the objective says."""
-    predicts = objective.prediction_type if scheduler is None else scheduler.config.get("prediction_type", "epsilon")
-    if predicts != objective.prediction_type:
+    predicts = predicted_by(scheduler)
+    if predicts is not None and objective.schedule.kind == "vp" and predicts != objective.prediction_type:
         raise SettingError(
             f"objective.prediction_type: {objective.prediction_type} given, the pipeline in model.from has {predicts}"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -12,18 +12,18 @@ from noisewise.data.settings import DataSettings
 from noisewise.errors import SettingError
 from noisewise.training.settings import TrainSettings
 from noisewise.workflow.explain import explain
+from noisewise.workflow.plan_settings import PlanSettings, Section
+from noisewise.workflow.rows import METHOD_B, NEED_DECODERS, NEED_STAGE_2, ORDER, SEPARATE, Method, RowId
 from noisewise.workflow.settings import (
     BaseSettings,
     EvaluateSettings,
     ExistingModel,
     ModelSettings,
+    MultiDecoderSettings,
     ObjectiveSettings,
-    PlanSettings,
     PruneSettings,
-    RowId,
     SampleSettings,
     ScheduleSettings,
-    Section,
     SingleStageSettings,
 )
 from noisewise.workflow.yaml_file import parse_yaml, read_mapping, to_yaml
@@ -40,30 +40,45 @@ class Recipe(Section):
     """Mirror training images at random; not for digits, letters and the like."""
     schedule: ScheduleSettings | None = None
     """The forward process; default: that of an existing model (`model.from`), else linear with 1000 timesteps."""
-    method: Literal["tdc", "single-stage"] = "tdc"
-    """tdc: a base, then an expert per group, pruned and fine-tuned; single-stage: every expert from scratch."""
+    method: Method = "tdc"
+    """tdc: a base, then an expert per group, pruned and fine-tuned; single-stage: every expert from scratch;
+    multi-decoder: one encoder for all groups, a decoder for each."""
     model: ModelSettings
     """The base network, or `from: FOLDER` of an existing one."""
     objective: ObjectiveSettings = ObjectiveSettings()
     """What the networks learn to predict."""
     base: BaseSettings
-    """Stage 1: training of the base."""
+    """Stage 1: training of the base; and of every network that starts from scratch."""
     plan: PlanSettings = PlanSettings()
     """Groups of timesteps and their cost limits."""
     prune: PruneSettings = PruneSettings()
     """Pruning of each group's expert."""
-    finetune: TrainSettings
-    """Stage 2: training of each group's expert on its own timesteps; num_images is per group."""
+    finetune: TrainSettings | None = None
+    """Stage 2: training of each group's expert on its own timesteps; num_images is per group. With it every row sees
+    the images of stage 1 and of all groups together; without it (rows that start from scratch only) those of `base`."""
     single_stage: SingleStageSettings = SingleStageSettings()
     """Method single-stage."""
+    multi_decoder: MultiDecoderSettings = MultiDecoderSettings()
+    """Method multi-decoder, and the rows it is compared with."""
     sample: SampleSettings
     """Images for the evaluation."""
     evaluate: EvaluateSettings = EvaluateSettings()
     """Comparison of the rows."""
     compare: tuple[RowId, ...] = ("base-continued", "base-fewer-steps", "unpruned", "uniform")
-    """Rows beside the method's own, all at the same total number of training images (`base`: stage 1 alone)."""
+    """Rows beside the method's own, all at the same total number of training images (with a stage 2, `base` is stage 1
+    alone). Default without a stage 2: base, base-fewer-steps, separate."""
     seed: int = Field(default=0, ge=0)
     """Seed of everything random but the evaluation's images (`sample.seed`)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _compare_with_what_needs_no_stage_2(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or raw.get("finetune") is not None or "compare" in raw:
+            return raw
+        if raw.get("method") not in ("multi-decoder", "single-stage"):
+            return raw
+        more = ["separate"] if raw["method"] == "multi-decoder" else []
+        return {**raw, "compare": ["base", "base-fewer-steps", *more]}
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Recipe:
@@ -74,20 +89,53 @@ class Recipe(Section):
             raise ValueError("base.num_snapshots: nothing is trained at base.num_images 0, so it must be 0 too")
         if self.method == "single-stage" and existing:
             raise ValueError("method: single-stage trains from scratch, `model.from` has no part in it")
-        if "distilled" in self.compare and not self.finetune.distill_weight:
-            raise ValueError("compare: distilled needs finetune.distill_weight above 0")
         if len(set(self.compare)) < len(self.compare):
             raise ValueError("compare: names a row twice")
+        self._check_stage_2()
+        self._check_scratch(existing)
         return self
+
+    def _check_stage_2(self) -> None:
+        from_base = ("multi-decoder",) if self.multi_decoder.start == "base" else ()
+        asking = [row for row in self.rows if row in (*NEED_STAGE_2, *from_base)]
+        if self.finetune is None and asking:
+            row = self.method if self.method in asking else asking[0]
+            raise ValueError(f"finetune: missing; {row} needs a stage 2, at least finetune.num_images")
+        if "distilled" in self.compare and not (self.finetune and self.finetune.distill_weight):
+            raise ValueError("compare: distilled needs finetune.distill_weight above 0")
+
+    def _check_scratch(self, existing: bool) -> None:
+        """Rows that start from scratch need a network to build, and widths where it is the multi-decoder's."""
+        from_scratch = self.multi_decoder.start == "scratch"
+        for row in self.rows:
+            if row in NEED_DECODERS and from_scratch and self.multi_decoder.decoders is None:
+                raise ValueError(
+                    f"multi_decoder.decoders: missing; row {row} needs a width for every group, e.g. [1.5, 1, 0.25], "
+                    "or multi_decoder.start: base, which prunes the base's decoder to the plan's cost limits"
+                )
+            if existing and (row in SEPARATE or (row == "multi-decoder" and from_scratch)):
+                raise ValueError(f"compare: {row} trains from scratch, `model.from` has no part in it")
 
     @property
     def rows(self) -> tuple[RowId, ...]:
         """Rows of the table, in its order: context first, the method's own before its rivals."""
-        wanted = {self.method, *self.compare} | ({"distilled"} if self.finetune.distill_weight else set())
-        order: tuple[RowId, ...] = (
-            "base", "base-continued", "base-fewer-steps", "unpruned", "uniform", "single-stage", "tdc", "distilled"
-        )  # fmt: skip
-        return tuple(row for row in order if row in wanted)
+        wanted = {self.method, *self.compare} | ({"distilled"} if self.distills else set())
+        return tuple(row for row in ORDER if row in wanted)
+
+    @property
+    def distills(self) -> bool:
+        return self.finetune is not None and self.finetune.distill_weight > 0
+
+    @property
+    def stage_2(self) -> TrainSettings:
+        """`finetune`, where a row needs it (without it such rows are refused)."""
+        assert self.finetune is not None
+        return self.finetune
+
+    @property
+    def has_method_b(self) -> bool:
+        """Whether a row is one of the multi-stage framework's."""
+        return any(row in METHOD_B for row in self.rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Every setting as JSON, those that are unset by default left out; `check_recipe` gives the same recipe."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from noisewise.evaluation.cost import TRAINING_FACTOR
 from noisewise.workflow import provenance
 from noisewise.workflow.graph import Graph, Row
 from noisewise.workflow.steps import read_lines
@@ -24,6 +26,7 @@ def collect(graph: Graph, store: Store, cached: Mapping[str, bool]) -> dict[str,
         cached: by step name, whether the step was done before this command.
     """
     rows = [_row(graph, row, store) for row in graph.rows]
+    ideal = None if graph.ideal_loss is None else store.record(graph.ideal_loss).result
     own = next(row for row in graph.rows if row.id == graph.recipe.method)
     reference = store.record(graph.reference).result
     flags = {flag for row in graph.rows for flag in store.record(row.evaluate).result["frechet"]["flags"]}
@@ -47,9 +50,16 @@ def collect(graph: Graph, store: Store, cached: Mapping[str, bool]) -> dict[str,
         "verdict": verdict(rows, graph.recipe.method),
         "plan": graph.plan.to_dict(),
         "difficulty": _difficulty(graph),
+        "group_costs": _group_costs(graph, store, own),
         "routes": [{**r, "cost": r["cost"] / graph.base.macs} for r in store.record(own.sample).result["routes"]],
         "loss_per_timestep": _loss_per_timestep(graph, store),
-        "training_curves": {step.name: _curve(store, step) for step in graph.steps if step.action == "train"},
+        "ideal_loss": ideal,
+        "training_curves": {
+            name: points
+            for step in graph.steps
+            if step.action == "train"
+            for name, points in _curves(graph, store, step).items()
+        },
         "widths": _widths(graph, store, own),
         "memory_bank": [record for step in _prunings(own) for record in _bank(store, step)],
         "quality_against_images": _quality(graph, store, rows),
@@ -80,7 +90,8 @@ def _row(graph: Graph, row: Row, store: Store) -> dict[str, Any]:
         "resident_parameters": cost["resident_parameters"],
         "seconds_per_image": timing.result["seconds_per_image"][row.id],
         "training_images": sum(step.num_images for step in row.training),
-        "training_macs": sum(_training_macs(step, store) for step in row.training),
+        "training_macs": sum(spent_macs(step, store) for step in row.training),
+        **_method_b_facts(graph, row, store),
         "samples": f"samples/{row.id}.png",
         "provenance": {
             "model": row.model.id,
@@ -93,14 +104,47 @@ def _row(graph: Graph, row: Row, store: Store) -> dict[str, Any]:
     }
 
 
-def _training_macs(step: StepSpec, store: Store) -> float:
+def _method_b_facts(graph: Graph, row: Row, store: Store) -> dict[str, Any]:
+    """What the multi-stage paper's tables say of a row besides, in recipes that have its networks."""
+    if not graph.recipe.has_method_b:
+        return {}
+    found: dict[str, Any] = {"paper_flops": sum(paper_flops(step, store) for step in row.training)}
+    picks = [store.record(step).result["num_images"] for step in row.training if step.action == "pick"]
+    return found | ({"needed_images": sum(picks)} if picks else {})
+
+
+def spent_macs(step: StepSpec, store: Store) -> float:
     """What a step behind a network spent; a training by the MACs of the network it really trained."""
     if step.action != "train":
         return step.macs
-    from noisewise.evaluation.cost import training_macs
-
     teacher = store.record(step.inputs["teacher"]).result["macs"] if "teacher" in step.inputs else 0
-    return training_macs(store.record(step).result["macs"], step.num_images, teacher_macs=teacher)
+    return (TRAINING_FACTOR * _mean_macs(step, store, "macs") + teacher) * step.num_images
+
+
+def paper_flops(step: StepSpec, store: Store) -> float:
+    """Cost of a training as the multi-stage paper counts it: iterations x MACs per forward, arXiv:2312.09181, Sec. 5.
+
+    One image a batch, no backward pass, no products inside attention; 1e15 of them are its PFLOPs.
+    """
+    if step.action != "train":
+        return 0.0
+    iterations = math.ceil(step.num_images / step.settings["train"].batch_size)
+    return iterations * _mean_macs(step, store, "paper_macs")
+
+
+def _mean_macs(step: StepSpec, store: Store, key: str) -> float:
+    """MACs of a forward pass in training; of a joint training the groups' mean, by their shares of its draws."""
+    macs = store.record(step).result[key]
+    if not isinstance(macs, list):
+        return float(macs)
+    known = [each for each in macs if each is not None]  # an empty group has none
+    return sum(share * each for share, each in zip(step.settings["shares"], known, strict=True))
+
+
+def _group_costs(graph: Graph, store: Store, own: Row) -> list[float | None]:
+    """What each group's network of the recipe's method costs, as a share of the base's MACs."""
+    macs = store.record(own.model).result["macs"]
+    return [None if each is None else each / graph.base.macs for each in macs]
 
 
 def _interval(score: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,9 +170,11 @@ def _loss_per_timestep(graph: Graph, store: Store) -> dict[str, list[float]]:
     return {"t": t, **{row_id: loss["bins"] for row_id, loss in losses.items()}}
 
 
-def _curve(store: Store, step: StepSpec) -> list[dict[str, Any]]:
+def _curves(graph: Graph, store: Store, step: StepSpec) -> dict[str, list[dict[str, Any]]]:
+    """A training's recorded points by its name; those of a joint training also by group."""
     lines = read_lines(store.folder(step) / "metrics.jsonl")
-    return [{"images": line["images"], "loss": line["loss"], "bins": line["bins"]} for line in lines]
+    curves = {step.name: [{"images": line["images"], "loss": line["loss"], "bins": line["bins"]} for line in lines]}
+    return curves
 
 
 def _prunings(own: Row) -> list[StepSpec]:
@@ -141,13 +187,22 @@ def _group_of(step: StepSpec) -> int:
 
 
 def _widths(graph: Graph, store: Store, own: Row) -> list[dict[str, Any] | None]:
-    found: dict[int, dict[str, Any]] = {}
-    for step in _prunings(own):
-        info = store.record(step).result
-        axes = {name: [kept, info["full_widths"][name]] for name, kept in info["widths"].items()}
-        group = _group_of(step)
-        found[group] = {"group": group, "budget": info["asked"], "achieved": info["achieved"], "axes": axes}
-    return [found.get(group.index) for group in graph.plan.groups]
+    infos: dict[int, Mapping[str, Any]] = {}
+    for step in own.training:
+        found = store.record(step).result
+        if step.action == "prune":
+            infos[_group_of(step)] = found
+        elif step.action == "decoders":
+            infos |= {group: info for group, info in enumerate(found["groups"]) if info is not None}
+    return [_kept(group.index, infos.get(group.index)) for group in graph.plan.groups]
+
+
+def _kept(group: int, info: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Channels that a pruning kept of those there were, per axis."""
+    if info is None:
+        return None
+    axes = {name: [kept, info["full_widths"][name]] for name, kept in info["widths"].items()}
+    return {"group": group, "budget": info["asked"], "achieved": info["achieved"], "axes": axes}
 
 
 def _bank(store: Store, step: StepSpec) -> list[dict[str, Any]]:

@@ -13,10 +13,12 @@ from typing import Any
 from noisewise.errors import SettingError
 from noisewise.files import disk_errors, read_json, write_atomic, write_json
 from noisewise.workflow.builder import build_graph
+from noisewise.workflow.decoders import KEY
 from noisewise.workflow.executor import Runner, default_threads, follow, run_parallel, run_serial, run_step
 from noisewise.workflow.graph import Graph
 from noisewise.workflow.measure import GRID, scheduler_of
 from noisewise.workflow.networks import check_budget
+from noisewise.workflow.plans import Say
 from noisewise.workflow.progress import Sink
 from noisewise.workflow.recipe import Recipe, load_recipe
 from noisewise.workflow.results import all_metrics, collect
@@ -46,13 +48,17 @@ def folder_of(recipe: Recipe, runs: Path) -> Path:
     return runs / recipe.name
 
 
-def open_graph(recipe: Recipe, runs: Path) -> tuple[Graph, Store]:
-    """The steps of a recipe, and where they lie. A recipe or data that cannot be used leaves nothing behind."""
+def open_graph(recipe: Recipe, runs: Path, data_required: bool = True, say: Say | None = None) -> tuple[Graph, Store]:
+    """The steps of a recipe, and where they lie. A recipe or data that cannot be used leaves nothing behind.
+
+    Args:
+        say: told what a plan that looks at the data will cost, before it is made.
+    """
     store = store_of(runs)
     folder_of(recipe, runs)
     new = [folder for folder in (runs, store.root, store.root / "data") if not folder.exists()]
     try:
-        return build_graph(recipe, store), store
+        return build_graph(recipe, store, data_required, say), store
     except SettingError:
         for folder in reversed(new):
             if folder.is_dir() and not any(folder.iterdir()):
@@ -87,12 +93,17 @@ def follow_recipe(graph: Graph, store: Store) -> None:
 
 
 def check_smallest_budget(graph: Graph, store: Store) -> None:
-    """Before the long work: can the smallest network be cut at all?"""
-    pending = [step for step in graph.steps if step.action == "prune" and not store.is_done(step)]
-    limits = [(step.settings["budget"], step.settings["names"][-1]) for step in pending if step.settings["budget"]]
+    """Before the long work: can the smallest network, and the smallest decoder, be cut at all?"""
+    pending = [step for step in graph.steps if step.action in ("prune", "decoders") and not store.is_done(step)]
+    limits = [(s.settings["budget"], s.settings["names"][-1]) for s in pending if s.settings.get("budget")]
     if limits:
         budget, group = min(limits)
         check_budget(graph.base.network, budget, graph.recipe.prune, group)
+    if any(step.action == "decoders" for step in pending):
+        budget, group = min((graph.plan.groups[group].cost_limit, group) for group in graph.base.trained_groups)
+        if budget < 1:
+            share = graph.recipe.multi_decoder.share_bottleneck
+            check_budget(graph.base.network, budget, graph.recipe.prune, group, share)
 
 
 def run_only(graph: Graph, store: Store, names: Sequence[str], sink: Sink) -> bool:
@@ -191,7 +202,10 @@ def _predicted_parameters(graph: Graph, step: StepSpec) -> int | None:
     """Of networks shaped as the base; a pruned one's are known once it is cut."""
     if step.action not in ("train", "take", "untrained"):
         return None
-    is_pruned = any(source.action == "prune" for source in closure([step]))
+    decoders, network = graph.base.decoders, step.settings.get("network", {})
+    if decoders is not None and KEY in network:
+        return decoders.parameters[network["group"]] if "group" in network else decoders.resident
+    is_pruned = any(source.action in ("prune", "decoders") for source in closure([step]))
     return None if is_pruned else graph.base.parameters
 
 

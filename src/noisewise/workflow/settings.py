@@ -8,41 +8,52 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from noisewise.pruning.proposers import ImportanceSettings, ProposerSettings
+from noisewise.sampling.kinds import SchedulerKind
 from noisewise.training.settings import TrainSettings
+from noisewise.workflow.plan_settings import Section
 
-RowId = Literal["base", "base-continued", "base-fewer-steps", "unpruned", "tdc", "uniform", "distilled", "single-stage"]
-SchedulerKind = Literal["ddpm", "ddim", "pndm", "dpm++", "unipc", "heun", "euler"]
-
-
-class Section(BaseModel):
-    """A part of a recipe: frozen, and every key known."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+KIND_OF = {
+    "betas": "given",
+    "beta_min": "vp",
+    "beta_max": "vp",
+    "sigma_min": "edm",
+    "sigma_max": "edm",
+    "shift": "flow",
+}
 
 
 class ScheduleSettings(Section):
     """The forward process x_t = signal(t) x_0 + noise(t) eps."""
 
-    kind: Literal["linear", "scaled_linear", "cosine", "vp", "given"] = "linear"
-    """linear (betas 1e-4 to 0.02), scaled_linear (.00085 to .012), cosine, vp (beta_min, beta_max), given (betas)."""
+    kind: Literal["linear", "scaled_linear", "cosine", "vp", "given", "edm", "flow"] = "linear"
+    """linear (betas 1e-4 to 0.02), scaled_linear (.00085 to .012), cosine, vp (beta_min, beta_max), given (betas),
+    edm (x_t = x_0 + sigma eps), flow (x_t = (1 - t) x_0 + t eps)."""
     num_train_timesteps: int = Field(default=1000, ge=2, le=100_000)
-    """Training timesteps T; with `given` it must be the number of betas."""
+    """Training timesteps T; with `given` the number of betas, with `edm` and `flow` the points that plans look at."""
     betas: tuple[float, ...] | None = None
     """All T betas, each in (0, 1); only with kind `given`."""
     beta_min: float = Field(default=0.1, gt=0)
     """Lower end of the continuous schedule's rate; only with kind `vp`."""
     beta_max: float = Field(default=20.0, gt=0)
     """Upper end of the continuous schedule's rate; only with kind `vp`."""
+    sigma_min: float = Field(default=0.002, gt=0)
+    """Smallest noise level; only with kind `edm`."""
+    sigma_max: float = Field(default=80.0, gt=0)
+    """Largest noise level; only with kind `edm`."""
+    shift: float = Field(default=1.0, gt=0)
+    """How far the plan's and the sampler's flow times crowd towards noise; only with kind `flow`."""
 
     @model_validator(mode="after")
-    def _betas_come_with_given(self) -> ScheduleSettings:
+    def _settings_have_their_kind(self) -> ScheduleSettings:
         if (self.kind == "given") != (self.betas is not None):
             raise ValueError("betas belong to kind `given`, and kind `given` needs them")
         if self.betas is not None and len(self.betas) != self.num_train_timesteps:
             raise ValueError(f"{len(self.betas)} betas given for num_train_timesteps {self.num_train_timesteps}")
-        for name in ("beta_min", "beta_max"):
-            if self.kind != "vp" and name in self.model_fields_set and getattr(self, name) != _default(self, name):
-                raise ValueError(f"{name} belongs to kind `vp`; kind `{self.kind}` would ignore it")
+        for name, kind in KIND_OF.items():
+            if self.kind != kind and name in self.model_fields_set and getattr(self, name) != _default(self, name):
+                raise ValueError(f"{name} belongs to kind `{kind}`; kind `{self.kind}` would ignore it")
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min: {self.sigma_min} given; it must be below sigma_max, {self.sigma_max}")
         return self
 
 
@@ -89,10 +100,11 @@ ModelSettings = Annotated[
 
 
 class ObjectiveSettings(Section):
-    """What the networks learn to predict, and how timesteps are weighted."""
+    """What the networks learn to predict, and how noise levels are drawn and weighted."""
 
-    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
-    """The network's output: the noise, the velocity, or the image."""
+    prediction_type: Literal["epsilon", "v_prediction", "sample", "edm", "velocity"] | None = None
+    """The network's output: the noise, v, or the image; edm and velocity are those of schedules `edm` and `flow`.
+    Default: epsilon, or what an existing model predicts; edm and velocity with their schedules."""
     variance: Literal["fixed", "learned_range"] = "fixed"
     """learned_range doubles the output channels and trains the variance with the hybrid loss (IDDPM)."""
     weighting: Literal["uniform", "min-snr", "p2"] = "uniform"
@@ -103,40 +115,16 @@ class ObjectiveSettings(Section):
     """Strength of P2 weighting."""
     p2_k: float = Field(default=1.0, gt=0)
     """Offset of P2 weighting."""
-
-
-class PlanSettings(Section):
-    """Which timesteps form a group, and what each group's denoiser may cost."""
-
-    method: Literal["snr", "equal-width", "given"] = "snr"
-    """snr: equal bins of cost (TDC); equal-width: equal ranges of t, cost limits from the SNR; given: a saved plan."""
-    path: Path | None = None
-    """A plan.json; only with method `given`, beside which no other setting may stand."""
-    num_groups: int = Field(default=4, ge=1, le=1000)
-    """Groups; bins that no timestep falls into stay empty and are reported."""
-    min_cost: float = Field(default=0.5, gt=0, le=1)
-    """Smallest cost limit, as a fraction of the base's MACs."""
-    big_model_at: Literal["noise", "data"] = "noise"
-    """Which end gets the large model: noise (the TDC paper) or data (what most later work measures)."""
-    cost_schedule: Literal["snr", "constant", "increasing", "decreasing"] = "snr"
-    """How the cost limits run over the groups; the last two in t."""
-    average_cost: float | None = Field(default=None, gt=0, le=1)
-    """Make the timestep-weighted mean cost limit equal this fraction, so that cost schedules compare fairly."""
-    snr_range: Literal["all", "visited"] = "all"
-    """Take the SNR's range over all timesteps, or over those that sampling visits."""
-    clip_db: float | tuple[float, float] | None = None
-    """Lowest and highest SNR told apart, in decibels, or c for -c to c; default: nothing is clipped."""
-
-    @model_validator(mode="after")
-    def _path_comes_with_given(self) -> PlanSettings:
-        if (self.method == "given") != (self.path is not None):
-            raise ValueError("path belongs to method `given`, and method `given` needs it")
-        ignored = sorted(
-            name for name in self.model_fields_set - {"method", "path"} if getattr(self, name) != _default(self, name)
-        )
-        if self.method == "given" and ignored:
-            raise ValueError(f"method `given` would ignore {', '.join(ignored)}")
-        return self
+    time: Literal["discrete", "continuous"] = "discrete"
+    """Whole training timesteps, or any real time; schedules `edm` and `flow` are always continuous."""
+    noise_distribution: Literal["uniform", "lognormal", "logit-normal"] | None = None
+    """How noise levels are drawn. Default: uniform; lognormal with schedule `edm`. (logit-normal: `flow` only.)"""
+    p_mean: float | None = None
+    """Mean of lognormal (of log sigma, default -1.2) and logit-normal (of the logit of t, default 0)."""
+    p_std: float | None = Field(default=None, gt=0)
+    """Standard deviation of lognormal (default 1.2) and logit-normal (default 1)."""
+    sigma_data: float | None = Field(default=None, gt=0)
+    """Standard deviation of the data in EDM's preconditioning; default 0.5."""
 
 
 class PruneSettings(Section):
@@ -170,13 +158,36 @@ class SingleStageSettings(Section):
     """The networks: the pruned ones' shapes, or the base's."""
 
 
+class MultiDecoderSettings(Section):
+    """Method multi-decoder: one encoder for all groups, a decoder for each, trained together."""
+
+    decoders: tuple[Annotated[float, Field(gt=0, le=64)] | tuple[Annotated[int, Field(ge=1)], ...], ...] | None = Field(
+        default=None, min_length=1
+    )
+    """Per group, from data to noise, a factor on model.block_out_channels (1.5) or the decoder's channels per
+    resolution; with start `base` they are left out, since decoders are then pruned to the plan's cost limits."""
+    share_bottleneck: bool = True
+    """Whether the middle of the network belongs to the encoder, or each decoder has its own."""
+    group_draws: Literal["uniform", "host", "balanced"] = "uniform"
+    """How a training image gets its group: every group alike, by the objective's own distribution, or alike with
+    weights that keep the objective. Separate networks share the training images in the same proportion."""
+    start: Literal["scratch", "base"] = "scratch"
+    """scratch: trained by section `base`; base: from the trained base, and trained on by section `finetune`."""
+
+    @model_validator(mode="after")
+    def _decoders_come_with_scratch(self) -> MultiDecoderSettings:
+        if self.start == "base" and self.decoders is not None:
+            raise ValueError("decoders: start `base` would ignore them; it prunes decoders to the plan's cost limits")
+        return self
+
+
 class SampleSettings(Section):
     """Images for the evaluation."""
 
     scheduler: SchedulerKind = "ddim"
-    """The sampler."""
+    """The sampler, made for the schedule's kind: edm-... and flow-... for theirs, the others for the rest."""
     num_inference_steps: int = Field(default=50, ge=1, le=100_000)
-    """Steps of the sampler."""
+    """Steps of the sampler; of dpm-solver-3 its calls of the network. (edm-heun's 18 steps are 35 calls.)"""
     num_images: int = Field(ge=2)
     """Images per row; at most the number of training images, which give the real-against-real floor at the same n."""
     batch_size: int = Field(default=128, ge=1)

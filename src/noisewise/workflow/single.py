@@ -17,15 +17,17 @@ from noisewise.errors import SettingError
 from noisewise.files import disk_errors, write_json
 from noisewise.models.loading import load_denoiser, save_pipeline
 from noisewise.models.networks import describe
-from noisewise.objectives import Objective
 from noisewise.planning.plan import Plan
+from noisewise.sampling.kinds import SchedulerKind
 from noisewise.schedule import NoiseSchedule
 from noisewise.workflow import measure
 from noisewise.workflow.explain import explain
-from noisewise.workflow.foundation import make_plan, make_schedule
+from noisewise.workflow.foundation import make_schedule
 from noisewise.workflow.machine import device
+from noisewise.workflow.networks import make_objective
+from noisewise.workflow.plan_settings import PlanSettings, Section
+from noisewise.workflow.plans import plan_of_schedule
 from noisewise.workflow.recipe import Recipe, apply_overrides
-from noisewise.workflow.settings import PlanSettings, SchedulerKind, Section
 
 
 class _PlanOfModel(Section):
@@ -43,6 +45,8 @@ class Planned:
     parameters: int
     scheduler: Any
     num_inference_steps: int
+    costs: Sequence[int | None] | None = None  # [N] MACs of each group's way, where they are known and no limits
+    resident: int = 0  # parameters of those ways together
 
 
 def plan_model(folder: Path, overrides: Sequence[str], sampler: SchedulerKind, num_inference_steps: int) -> Planned:
@@ -60,7 +64,9 @@ def plan_model(folder: Path, overrides: Sequence[str], sampler: SchedulerKind, n
         raise SettingError(explain(error, _PlanOfModel)) from None
     schedule = NoiseSchedule.from_scheduler(scheduler)
     chosen = build_scheduler(sampler, scheduler)
-    plan = make_plan(settings, schedule, schedule.visited(chosen, num_inference_steps))
+    if settings.looks_at_data:
+        raise SettingError(f"plan.method: {settings.method} looks at training images; give a recipe, which names them")
+    plan = plan_of_schedule(settings, schedule, schedule.visited(chosen, num_inference_steps))
     return Planned(plan, measure.macs_of(model), count_parameters(model), chosen, num_inference_steps)
 
 
@@ -88,7 +94,7 @@ def prune_model(
         from noisewise.data.load import load_data
 
         schedule = make_schedule(recipe.schedule, scheduler)
-        needed["objective"] = Objective(schedule, **recipe.objective.model_dump())
+        needed["objective"] = make_objective(recipe.objective, schedule)
         needed["images"] = load_data(recipe.data).train
         needed["timesteps"] = timesteps
     else:

@@ -16,9 +16,10 @@ from noisewise.objectives import Objective
 from noisewise.planning.plan import Plan
 from noisewise.schedule import NoiseSchedule
 from noisewise.streams import seed_of
-from noisewise.workflow import measure
+from noisewise.workflow import decoders, measure
+from noisewise.workflow import stage_steps as stages
 from noisewise.workflow.machine import device, process_rank
-from noisewise.workflow.networks import new_unet2d
+from noisewise.workflow.networks import make_objective, new_unet2d
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -30,8 +31,7 @@ Result = dict[str, Any]
 
 
 def objective_of(job: Job) -> Objective:
-    settings = job.settings["objective"].model_dump()
-    return Objective(NoiseSchedule.from_dict(job.settings["schedule"]), **settings)
+    return make_objective(job.settings["objective"], NoiseSchedule.from_dict(job.settings["schedule"]))
 
 
 def load_model(folder: Path) -> ModelMixin:
@@ -60,14 +60,27 @@ def without_places(model: ModelMixin) -> ModelMixin:
 
 
 def cost_of(model: ModelMixin) -> Result:
-    macs = count_macs(model, describe(model).example_inputs(model))
-    return {"macs": macs, "parameters": count_parameters(model)}
+    """MACs of one forward pass on one image and parameters; of a network of several groups [N] MACs, None if empty.
+
+    ``paper_macs`` leave out the products inside attention, as papers do.
+    """
+    from noisewise.models.experts import ExpertDenoiser
+
+    if isinstance(model, ExpertDenoiser):
+        costs = [None if expert is None else cost_of(expert) for expert in model.experts]
+        each = {key: [None if cost is None else cost[key] for cost in costs] for key in ("macs", "paper_macs")}
+        return {**each, "active_parameters": model.active_parameters(), "parameters": model.resident_parameters()}
+    inputs = describe(model).example_inputs(model)
+    macs, paper_macs = count_macs(model, inputs), count_macs(model, inputs, attention=False)
+    return {"macs": macs, "paper_macs": paper_macs, "parameters": count_parameters(model)}
 
 
 def new_network(network: dict[str, Any], names: tuple[object, ...]) -> ModelMixin:
     """The network that settings describe: a new one with seeded weights, or an existing one."""
     if "config" in network:
         return new_unet2d(network["config"], names)
+    if decoders.KEY in network:
+        return decoders.new_multi_decoder(network, names)
     model, _ = load_denoiser(network["from"])
     return model
 
@@ -83,24 +96,21 @@ def untrained(job: Job) -> Result:
 
 
 def train(job: Job) -> Result:
-    """Stage 1, stage 2, a single stage: `training.train` on this step's network and timesteps."""
+    """Stage 1, stage 2, from scratch, joint: `training.train` on this step's network and noise levels."""
     from noisewise.training.loop import train as run_training
 
     settings = job.settings
-    names = (settings["seed"], *settings["names"])
-    if "source" in job.step.inputs:
-        model = load_model(job.input("source"))
-        if settings.get("fresh"):
-            model = reinitialised(model, names)
-    else:
-        model = new_network(settings["network"], names).to(device())
+    images = job.dataset().train
+    if "held_out" in settings:
+        images, _ = stages.split_off(images, settings["held_out"], settings["seed"])
+    model = network_to_train(job)
     teacher = load_model(job.input("teacher")) if "teacher" in job.step.inputs else None
     total = settings["train"].num_images
     snapshots = settings.get("snapshots", [])
     result = run_training(
         model,
         objective_of(job),
-        job.dataset().train,
+        images,
         settings["train"],
         seed=settings["seed"],
         workspace=job.workspace,
@@ -109,6 +119,7 @@ def train(job: Job) -> Result:
         teacher=teacher,
         horizontal_flip=settings["horizontal_flip"],
         snapshots=snapshots,
+        **{name: settings[name] for name in ("ranges", "group_draws") if name in settings},
         log=lambda step: job.update(
             step.images_seen, total, f"loss {step.loss:.4f}, {step.images_per_second:,.0f} images/s"
         ),
@@ -123,6 +134,18 @@ def train(job: Job) -> Result:
         "resumed_at": result.resumed_at,
         "bin_edges": list(result.bin_edges),
     }
+
+
+def network_to_train(job: Job) -> ModelMixin:
+    """The network that a training starts from: another step's, one group's of it, its shape alone, or a new one."""
+    settings = job.settings
+    names = (settings["seed"], *settings["names"])
+    if "source" not in job.step.inputs:
+        return new_network(settings["network"], names).to(device())
+    model = load_model(job.input("source"))
+    if "expert" in settings:
+        model = model.experts[settings["expert"]]
+    return reinitialised(model, names) if settings.get("fresh") else model
 
 
 def reinitialised(model: ModelMixin, names: tuple[object, ...]) -> ModelMixin:
@@ -189,13 +212,19 @@ def prune(job: Job) -> Result:
 
 
 def cost(job: Job) -> Result:
-    """What an image by the experts costs, before they are fine-tuned."""
-    shapes = {role: job.result_of(role) for role in job.step.inputs}
-    plan = Plan.from_dict(job.settings["plan"])
-    macs = [shapes.get(f"expert[{g.index}]", {}).get("macs") for g in plan.groups]
-    base_macs = max((s["base_macs"] for s in shapes.values() if "base_macs" in s), default=max(filter(None, macs)))
-    routes = plan.routes(measure.scheduler_of(job.settings), job.settings["num_inference_steps"], macs)
-    return {"macs_per_image": routes.total, "mean_fraction": routes.mean / base_macs, "base_macs": base_macs}
+    """What an image by the recipe's method costs, before its networks are trained."""
+    settings = job.settings
+    plan = Plan.from_dict(settings["plan"])
+    if "macs" in settings:
+        macs = list(settings["macs"])
+    elif "decoders" in job.step.inputs:
+        macs = job.result_of("decoders")["macs"]
+    else:
+        roles = [f"expert[{g.index}]" for g in plan.groups]
+        macs = [job.result_of(role)["macs"] if role in job.step.inputs else None for role in roles]
+    routes = plan.routes(measure.scheduler_of(settings), settings["num_inference_steps"], macs)
+    mean_fraction = routes.mean / settings["base_macs"]
+    return {"macs_per_image": routes.total, "mean_fraction": mean_fraction, "base_macs": settings["base_macs"]}
 
 
 def assemble(job: Job) -> Result:
@@ -212,8 +241,7 @@ def assemble(job: Job) -> Result:
     if folder.exists():
         shutil.rmtree(folder)
     model.save_pretrained(folder)
-    macs = [None if expert is None else cost_of(expert)["macs"] for expert in experts]
-    return {"macs": macs, "active_parameters": model.active_parameters(), "parameters": model.resident_parameters()}
+    return cost_of(model)
 
 
 ACTIONS: dict[str, Callable[[Job], Result]] = {
@@ -221,12 +249,15 @@ ACTIONS: dict[str, Callable[[Job], Result]] = {
     "untrained": untrained,
     "train": train,
     "prune": prune,
+    "decoders": stages.decoders,
+    "pick": stages.pick,
     "cost": cost,
     "assemble": assemble,
     "sample": measure.sample,
     "reference": measure.reference,
     "evaluate": measure.evaluate,
     "loss": measure.loss,
+    "ideal_loss": measure.ideal_loss,
     "timing": measure.timing,
 }
 

@@ -204,6 +204,14 @@ def _try_lock(file: TextIO) -> bool:
 
 
 @contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Hold a file's lock; another process that wants it waits."""
+    with _open_lock(path) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
 def run_lock(run_folder: Path) -> Iterator[None]:
     """Hold a run's folder; a second process is told at once. The lock goes with its process, however that ends."""
     run_folder.mkdir(parents=True, exist_ok=True)

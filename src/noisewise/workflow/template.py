@@ -19,6 +19,7 @@ START: dict[str, Any] = {
     "schedule": {"kind": "linear", "num_train_timesteps": 1000},
     "model": {"kind": "unet2d", "block_out_channels": [16, 32]},
     "base": {"num_images": 240_000, "batch_size": 64, "learning_rate": 2e-3},
+    "plan": {"method": "snr", "num_groups": 4, "min_cost": 0.5},
     "finetune": {"num_images": 30_000, "batch_size": 64, "learning_rate": 1e-3},
     "sample": {"num_images": 898},
 }
