@@ -27,7 +27,7 @@ from noisewise.schedule import NoiseSchedule
 ALPHA = 0.9
 NUM_DRAWS = 1024
 NUM_LEVELS = 50
-CURVE_ALPHAS = np.arange(0.30, 1.0, 0.01)  # where the curves of t1 and t2 are drawn
+CURVE_ALPHAS = np.append(np.arange(0.30, 0.995, 0.01), [0.995, 0.999])  # where the curves of t1 and t2 are drawn
 ALL_ALPHAS = np.arange(0.001, 1.0005, 0.001)  # among which a refusal looks for others that would do
 SETTLED = 0.01  # half-width of t1 and t2, as a share of the range, that counts as known
 
@@ -110,22 +110,40 @@ def cluster_cut(
     if similarity.num_duplicates:
         notes.append(f"{similarity.num_duplicates} images equal an earlier one; copies bend the optimal denoiser")
     if choice.by_threshold:
-        t1, t2 = curves.bounds(choice.alpha, choice.reference)
-        cut = _parted(schedule, curves, choice, float(t1.estimate), float(t2.estimate))
-        settings |= {"alpha": choice.alpha, "reference": choice.reference}
-        for name, band in (("t1", t1), ("t2", t2)):
-            share = float(band.half_width) / curves.length
-            settings |= {name: float(from_axis(schedule, band.estimate)), f"{name}_half_width": share}
-            if share > SETTLED:
-                notes.append(
-                    f"{name} is known to {share:.1%} of the range (95 % bootstrap half-width); more plan.num_draws help"
-                )
-        return cut, settings, notes
+        cut, about, said = _by_threshold(schedule, curves, choice)
+    else:
+        cut, about, said = _by_pairs(schedule, similarity, choice)
+        settings["curves"]["pairs"] = np.round(similarity.pairs, 4).tolist()
+    settings["curves"]["bounds"] = [float(f"{bound:.6g}") for bound in cut.bounds[1:-1]]
+    return cut, settings | about, notes + said
+
+
+def _by_threshold(
+    schedule: NoiseSchedule, curves: _Curves, choice: ClusterSettings
+) -> tuple[Cut, dict[str, Any], list[str]]:
+    """Three groups by t1 and t2."""
+    t1, t2 = curves.bounds(choice.alpha, choice.reference)
+    cut = _parted(schedule, curves, choice, float(t1.estimate), float(t2.estimate))
+    about: dict[str, Any] = {"alpha": choice.alpha, "reference": choice.reference}
+    notes = []
+    for name, band in (("t1", t1), ("t2", t2)):
+        share = float(band.half_width) / curves.length
+        about |= {name: float(from_axis(schedule, band.estimate)), f"{name}_half_width": share}
+        if share > SETTLED:
+            notes.append(
+                f"{name} is known to {share:.1%} of the range (95 % bootstrap half-width); more plan.num_draws help"
+            )
+    return cut, about, notes
+
+
+def _by_pairs(
+    schedule: NoiseSchedule, similarity: Similarity, choice: ClusterSettings
+) -> tuple[Cut, dict[str, Any], list[str]]:
+    """The most similar groups."""
     cuts, means = c.most_similar_cuts(similarity.pairs, choice.num_groups)
-    settings["similarity_within"] = means
-    settings["curves"]["pairs"] = np.round(similarity.pairs, 4).tolist()
-    notes.append(f"mean similarity inside the groups: {', '.join(f'{mean:.3f}' for mean in means)}")
-    return cut_at(schedule, bounds_between(schedule, similarity.levels, cuts)), settings, notes
+    note = f"mean similarity inside the groups: {', '.join(f'{mean:.3f}' for mean in means)}"
+    bounds = bounds_between(schedule, similarity.levels, cuts)
+    return cut_at(schedule, bounds), {"similarity_within": means}, [note]
 
 
 @dataclass(frozen=True)
