@@ -111,8 +111,9 @@ class Objective(Parametrisation):
         if self.schedule.kind != "edm" and self.sigma_data != SIGMA_DATA:
             warnings.warn(f"objective.sigma_data: {self.sigma_data} is ignored, it belongs to edm", stacklevel=4)
         for name in ("p_std", "sigma_data"):
-            if not (getattr(self, name) or 1.0) > 0:
-                raise SettingError(f"objective.{name}: {getattr(self, name)} is not above 0")
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise SettingError(f"objective.{name}: {value} is not above 0")
 
     @property
     def num_train_timesteps(self) -> int:

@@ -10,7 +10,7 @@ from noisewise.errors import SettingError
 from noisewise.models.networks import describe
 from noisewise.models.networks.wiring import Axis, Layer, Wiring
 from noisewise.objectives import Objective
-from noisewise.pruning.importance import channel_sums, importance
+from noisewise.pruning.importance import ImportanceKind, _Batches, accumulated_gradients, channel_sums, importance
 from noisewise.schedule import NoiseSchedule
 
 KINDS = ("taylor", "diff-pruning", "magnitude", "random")
@@ -123,8 +123,6 @@ def test_taylor_is_the_derivative_of_the_loss_along_a_channels_weights(
 
 def _batch(images: torch.Tensor, t: int) -> tuple[torch.Tensor, torch.Generator, tuple[int, int]]:
     """The images and noise that the importance draws at ``t`` with seed 0."""
-    from noisewise.pruning.importance import _Batches
-
     x_0, _, generator = _Batches(images, None, 64, 0).at(t, torch.device("cpu"))
     return x_0, generator, (t, t + 1)
 
@@ -155,6 +153,45 @@ def test_diff_pruning_bounds_taylor_and_stops_where_the_loss_is_small(
     settings["timesteps"] = (0, 20)
     only = importance(model, "diff-pruning", **settings)  # type: ignore[arg-type]
     assert all(torch.equal(stopped[name], only[name]) for name in only)
+
+
+@pytest.mark.parametrize("schedule", [NoiseSchedule.edm(), NoiseSchedule.flow()], ids=["edm", "flow"])
+@pytest.mark.parametrize("kind", ["taylor", "diff-pruning"])
+def test_groups_of_sigma_and_of_flow_time_get_scores(
+    kind: ImportanceKind, schedule: NoiseSchedule, model: UNet2DModel, images: torch.Tensor
+) -> None:
+    objective = Objective(schedule)
+    start, stop = schedule.span
+    middle = float(schedule.grid()[500])
+    low, again, high = (
+        importance(model, kind, objective=objective, images=images, timesteps=timesteps, timestep_stride=100)
+        for timesteps in ((start, middle), (start, middle), (middle, stop))
+    )
+    assert all(torch.isfinite(score).all() and score.sum() > 0 for score in low.values())
+    assert all(torch.equal(low[name], again[name]) for name in low)
+    assert any(not torch.allclose(low[name], high[name], rtol=0.1) for name in low)
+
+
+def test_a_continuous_group_is_scored_on_the_points_of_its_grid(model: UNet2DModel, images: torch.Tensor) -> None:
+    """The gradients are those of the training loss at each of its levels, added up."""
+    objective = Objective(NoiseSchedule.edm(num_train_timesteps=40))
+    timesteps = (0.05, 5.0)
+    sigmas = objective.levels(timesteps)
+    assert len(sigmas) in (17, 18)
+    seen: list[float] = []
+
+    class Watched(Objective):
+        def loss(self, model, draw, **kwargs):  # type: ignore[no-untyped-def]
+            seen.append(float(draw.t[0]))
+            return super().loss(model, draw)
+
+    scores = importance(model, "taylor", objective=Watched(objective.schedule), images=images, timesteps=timesteps)
+    assert seen == sigmas
+    total = accumulated_gradients(model, objective, _Batches(images, None, 64, 0), sigmas, 0.0)
+    wiring = describe(model).wiring(model)
+    products = {name: p.detach() * total[name] for name, p in model.named_parameters()}
+    expected = channel_sums(wiring, products, lambda x: x)
+    assert all(torch.equal(scores[name], expected[name].abs()) for name in scores)
 
 
 def test_magnitude_prefers_larger_channels_and_is_one_on_average(model: UNet2DModel) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -121,3 +122,60 @@ def test_impossible_settings_are_refused() -> None:
     plan = Plan.single(NoiseSchedule.named("linear", 50))
     with pytest.raises(SettingError, match="plan: it has 50 timesteps, the objective 100"):
         loss_per_timestep(zero, OBJECTIVE, IMAGES, plan=plan)
+
+
+EDM = Objective(NoiseSchedule.edm(num_train_timesteps=100))
+FLOW = Objective(NoiseSchedule.flow(100))
+
+
+def silent(objective: Objective) -> Callable[..., torch.Tensor]:
+    """A network that answers as if there were no noise."""
+
+    def model(x_in: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        t = objective.schedule.to_coordinate(timestep).reshape(-1, 1, 1, 1)
+        if objective.schedule.kind == "flow":  # epsilon = x_t + (1 - t) v
+            return -x_in / (1 - t)
+        return t / (0.5 * (t**2 + 0.25).sqrt()) * x_in * (t**2 + 0.25).sqrt()  # sigma / r^2 x_t = sd / r F
+
+    return model
+
+
+@pytest.mark.parametrize("objective", [EDM, FLOW], ids=["edm", "flow"])
+def test_sigma_and_flow_time_have_bins_of_their_own(objective: Objective) -> None:
+    plan = Plan.from_snr(objective.schedule, num_groups=3, min_cost=0.5)
+    losses = loss_per_timestep(silent(objective), objective, IMAGES, plan=plan, num_bins=4, num_images_per_bin=64)
+    start, stop = objective.schedule.span
+    edges = np.geomspace(start, stop, 5) if objective.schedule.is_log else np.linspace(start, stop, 5)
+
+    assert [part.t_start for part in losses.bins] == pytest.approx(edges[:-1])
+    assert losses.bins[-1].t_stop == stop
+    for part in [*losses.bins, *losses.groups]:
+        assert part is not None
+        assert part.t_start < part.t_centre < part.t_stop
+        assert part.mean == pytest.approx(1, abs=0.15)  # nothing said: the noise's own variance
+    assert losses.mean == pytest.approx(np.mean([part.mean for part in losses.bins]))
+    assert [(part.t_start, part.t_stop) for part in losses.groups if part] == [
+        (group.t_start, group.t_stop) for group in plan.groups if not group.is_empty
+    ]
+    if objective.schedule.is_log:
+        assert losses.bins[1].t_centre == pytest.approx(np.sqrt(edges[1] * edges[2]))
+
+
+def test_continuous_time_is_measured_between_timesteps() -> None:
+    continuous = replace(OBJECTIVE, time="continuous")
+    seen: list[float] = []
+
+    def model(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen.extend(t.tolist())
+        return torch.zeros_like(x_t)
+
+    loss = range_loss(model, continuous, (20, 30), 50, IMAGES)
+    assert (loss.t_start, loss.t_stop, loss.t_centre) == (20, 30, 25)
+    assert loss.mean == pytest.approx(1, abs=0.1)
+    assert len({int(10 * t) for t in seen}) > 30  # stratified over all of the range
+    assert all(20 <= t < 30 for t in seen)
+
+
+def test_a_plan_of_another_kind_is_refused() -> None:
+    with pytest.raises(SettingError, match="plan: it is made for flow, the objective for edm"):
+        loss_per_timestep(zero, EDM, IMAGES, plan=Plan.single(FLOW.schedule))
