@@ -22,6 +22,7 @@ from noisewise.optimal.rows import Rows, wide
 DROPPED = 2.0**-24  # share of a softmax's sum that may be left out: as much as float32 rounds away
 SPARSE_BELOW = 0.05  # share of weights kept below which a sum over them is quicker than the matrix product
 SAFE_LOGIT = 40.0  # exp of it, times 1e20, is still a float32
+TINY_LOGIT = -80.0  # exp of less would be a denormal float32, which is slow, and weighs nothing beside one of 0
 
 
 @torch.no_grad()
@@ -130,7 +131,7 @@ def add_dense(
     """Add a chunk's weighted images [c, D] and weights to the levels ``u`` [L, B] by one matrix product."""
     weights = torch.empty(*u.shape, len(y), device=y.device)  # [L, B, c]
     for level, weight in enumerate(weights):
-        distances.logits(part, u[level], weight).sub_(shifts[level, :, None]).exp_()
+        distances.logits(part, u[level], weight).sub_(shifts[level, :, None]).clamp_(min=TINY_LOGIT).exp_()
         totals[level] += weight.sum(1)
     sums.flatten(0, 1).addmm_(weights.flatten(0, 1), y)  # [L * B, D]
 
