@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-
-NUM_BINS = 20
 
 
 @dataclass(frozen=True)
@@ -19,7 +17,7 @@ class TrainStep:
     loss: float
     learning_rate: float
     images_per_second: float
-    bins: tuple[float | None, ...]  # mean loss per equal range of timesteps; None: no image fell into it
+    bins: tuple[float | None, ...]  # mean loss per range of noise levels; None: no image fell into it
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "bins": list(self.bins)}
@@ -30,29 +28,26 @@ class TrainStep:
 
 
 class LossBins:
-    """Sums of losses per range of timesteps, kept on the device so that no step waits for it.
+    """Sums of losses per range of noise levels, kept on the device so that no step waits for it.
 
     Args:
-        start, stop: the timesteps that are trained, half-open; cut into at most ``NUM_BINS`` equal ranges.
+        edges: [bins + 1] coordinates, ascending; what lies beyond them counts to the outermost bins.
     """
 
-    def __init__(self, start: int, stop: int, device: torch.device) -> None:
-        self.start, self.stop = start, stop
-        self.num_bins = min(NUM_BINS, stop - start)
-        self._sums = torch.zeros(2, self.num_bins, device=device)  # losses, images
+    def __init__(self, edges: Sequence[float], device: torch.device) -> None:
+        self.edges = tuple(edges)
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        self._inner = torch.tensor(self.edges[1:-1], dtype=wide, device=device)  # [bins - 1]
+        self._sums = torch.zeros(2, len(self.edges) - 1, device=device)  # losses, images
 
-    @property
-    def edges(self) -> tuple[float, ...]:
-        """[num_bins + 1] timesteps."""
-        return tuple(self.start + (self.stop - self.start) * i / self.num_bins for i in range(self.num_bins + 1))
-
-    def add(self, t: torch.Tensor, loss: torch.Tensor) -> None:
-        """Count losses [B] at timesteps [B]."""
-        index = ((t - self.start) * self.num_bins) // (self.stop - self.start)  # [B]
-        self._sums.index_add_(1, index, torch.stack([loss.detach(), torch.ones_like(loss)]))
+    def add(self, t: torch.Tensor, loss: torch.Tensor, weight: torch.Tensor | None = None) -> None:
+        """Count losses [B] at coordinates [B]; a loss that was multiplied by a weight [B] counts as so many images."""
+        index = torch.bucketize(t.to(self._inner.dtype), self._inner, right=True)  # [B]
+        images = torch.ones_like(loss) if weight is None else weight.to(loss.dtype)  # [B]
+        self._sums.index_add_(1, index, torch.stack([loss.detach(), images]))
 
     def sums(self, reduce: Callable[[torch.Tensor], torch.Tensor] | None = None) -> list[list[float]]:
-        """Losses and images per range; waits for the device. ``reduce`` sums over processes."""
+        """Losses and images per bin; waits for the device. ``reduce`` sums over processes."""
         return (self._sums if reduce is None else reduce(self._sums.clone())).tolist()
 
     def clear(self) -> None:
@@ -63,7 +58,7 @@ class LossBins:
 
 
 def means(sums: list[list[float]]) -> tuple[float | None, tuple[float | None, ...]]:
-    """Mean loss over all images and per range, from losses and images per range; None where there was no image."""
+    """Mean loss over all images and per bin, from losses and images per bin; None where there was no image."""
     losses, images = sums
     mean = sum(losses) / sum(images) if sum(images) else None
     return mean, tuple(loss / n if n else None for loss, n in zip(losses, images, strict=True))

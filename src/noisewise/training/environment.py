@@ -14,7 +14,9 @@ import torch
 from torch import nn
 
 from noisewise.errors import SettingError
+from noisewise.models.experts import ExpertDenoiser
 from noisewise.objectives import ImageSource, Objective
+from noisewise.training.levels import Levels
 from noisewise.training.optimizer import make_optimizer
 from noisewise.training.settings import TrainSettings
 
@@ -23,20 +25,20 @@ def check_arguments(
     objective: Objective,
     data: ImageSource,
     settings: TrainSettings,
-    timesteps: tuple[int, int] | None,
+    levels: Levels,
     teacher: nn.Module | None,
     snapshots: Sequence[int],
     workspace: Path | None,
 ) -> None:
     """Refuse what cannot work, warn of what would be ignored."""
-    objective.check_timesteps(timesteps)
+    levels.check(objective)
     if len(data) == 0:
         raise SettingError("data: there are no images to train on")
     if settings.distill_weight > 0 and teacher is None:
         raise SettingError(f"distill_weight: {settings.distill_weight} given without a teacher model")
     if teacher is not None and settings.distill_weight == 0:
         warnings.warn("a teacher is ignored while distill_weight is 0", stacklevel=3)
-    if timesteps is None and settings.all_timesteps_share > 0:
+    if levels.timesteps is None and settings.all_timesteps_share > 0:
         warnings.warn("all_timesteps_share is ignored where all timesteps are trained anyway", stacklevel=3)
     beyond = [n for n in snapshots if not 0 < n <= settings.num_images]
     if beyond:
@@ -50,7 +52,8 @@ def prepared(
     model: nn.Module, settings: TrainSettings, teacher: nn.Module | None
 ) -> Iterator[tuple[Any, nn.Module, Any]]:
     """Accelerator, wrapped model and optimizer; afterwards the model, threads and random numbers are as before."""
-    accelerator = _accelerator(settings)
+    # with several processes, one may hold no sample of some group, so that its expert gets no gradient there
+    accelerator = _accelerator(settings, some_unused=isinstance(model, ExpertDenoiser))
     if settings.batch_size % accelerator.num_processes:
         raise SettingError(
             f"batch_size: {settings.batch_size} cannot be split evenly over {accelerator.num_processes} processes"
@@ -76,14 +79,17 @@ def prepared(
             accelerator.free_memory()
 
 
-def _accelerator(settings: TrainSettings) -> Any:
-    from accelerate import Accelerator
+def _accelerator(settings: TrainSettings, some_unused: bool) -> Any:
+    from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
 
     if AcceleratorState._shared_state:  # an earlier training in this process may have used another precision
         AcceleratorState._reset_state()
     try:
-        accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=_processes_on_cpu())
+        handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)] if some_unused else []
+        accelerator = Accelerator(
+            mixed_precision=settings.mixed_precision, cpu=_processes_on_cpu(), kwargs_handlers=handlers
+        )
         if settings.mixed_precision == "fp16" and accelerator.device.type == "cpu":
             raise ValueError("it needs a GPU; bf16 runs on a CPU")
         return accelerator
@@ -103,7 +109,7 @@ def fingerprint(
     data: ImageSource,
     settings: TrainSettings,
     names: Sequence[object],
-    timesteps: tuple[int, int] | None,
+    levels: Levels,
     has_teacher: bool,
     horizontal_flip: bool,
     num_processes: int,
@@ -114,7 +120,7 @@ def fingerprint(
         "settings": settings.model_dump(mode="json", exclude={"checkpoint_images"}),
         "objective": objective.to_dict(),
         "names": [repr(name) for name in names],
-        "timesteps": None if timesteps is None else list(timesteps),
+        **levels.to_dict(),
         "data": getattr(data, "fingerprint", None) or len(data),
         "network": hashlib.sha256(repr(shapes).encode()).hexdigest(),
         "teacher": has_teacher,

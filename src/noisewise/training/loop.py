@@ -13,6 +13,7 @@ from torch import nn
 
 from noisewise.errors import SettingError, TrainingError
 from noisewise.files import save_tensors
+from noisewise.noise_distribution import Timesteps
 from noisewise.objectives import Draw, ImageSource, Objective
 from noisewise.streams import seed_of, stream
 from noisewise.training.checkpoint import (
@@ -26,6 +27,7 @@ from noisewise.training.checkpoint import (
 from noisewise.training.curve import LossBins, TrainStep
 from noisewise.training.ema import Ema
 from noisewise.training.environment import check_arguments, fingerprint, prepared, same_run
+from noisewise.training.levels import GroupDraws, Levels
 from noisewise.training.optimizer import learning_rate, load_optimizer_state, optimizer_tensors
 from noisewise.training.recorder import Recorder
 from noisewise.training.settings import TrainSettings
@@ -40,11 +42,11 @@ class TrainResult:
     seconds: float  # of the loop, over all its interruptions
     resumed_at: int  # images a checkpoint saved this call; 0: it began at the start
     curve: tuple[TrainStep, ...]  # about a hundred records
-    bin_edges: tuple[float, ...]  # [bins + 1] timesteps, of TrainStep.bins
+    bin_edges: tuple[float, ...]  # [bins + 1] coordinates, of TrainStep.bins
 
     @property
     def loss_bins(self) -> tuple[float | None, ...]:
-        """Mean training loss per range of timesteps, at the end."""
+        """Mean training loss per bin of noise levels, at the end."""
         return self.curve[-1].bins
 
 
@@ -57,7 +59,9 @@ def train(
     seed: int,
     workspace: Path | None = None,
     names: Sequence[object] = ("base",),
-    timesteps: tuple[int, int] | None = None,
+    timesteps: Timesteps | None = None,
+    ranges: Sequence[Timesteps] | None = None,
+    group_draws: GroupDraws = "host",
     teacher: nn.Module | None = None,
     horizontal_flip: bool = False,
     snapshots: Sequence[int] = (),
@@ -74,15 +78,19 @@ def train(
         model: a diffusers denoiser; becomes float32 and moves to the device that accelerate finds.
         seed, names: where this training's random numbers come from.
         workspace: folder for checkpoint/, metrics.jsonl and snapshots/; None writes nothing.
-        timesteps: the only timesteps to train, half-open; None means all.
+        timesteps: the only noise levels to train, a half-open range; None means all.
+        ranges: of the groups that are trained together, from data to noise; the recorded loss then tells them apart.
+        group_draws: "host" draws noise levels by the objective's distribution; "uniform" first one of ``ranges``, all
+            alike, then by the distribution within it; "balanced" the same, weighted so that the objective stays.
         teacher: of ``settings.distill_weight``; takes the same inputs.
         snapshots: image counts at which the averaged weights are kept as snapshots/IMAGES.safetensors.
         log: called a few times a second at most, in the main process only.
     """
-    check_arguments(objective, data, settings, timesteps, teacher, snapshots, workspace)
+    levels = Levels(timesteps, None if ranges is None else tuple(ranges), group_draws)
+    check_arguments(objective, data, settings, levels, teacher, snapshots, workspace)
     with prepared(model.float(), settings, teacher) as (accelerator, wrapped, optimizer):
         loop = _Loop(accelerator, wrapped, optimizer, objective, data, settings)
-        loop.names, loop.timesteps = (seed, *names), timesteps
+        loop.names, loop.levels = (seed, *names), levels
         loop.teacher, loop.horizontal_flip = teacher, horizontal_flip
         loop.start(workspace, snapshots, log)
         loop.run()
@@ -93,7 +101,7 @@ class _Loop:
     """The state of a training between two steps."""
 
     names: tuple[object, ...] = ()
-    timesteps: tuple[int, int] | None = None
+    levels = Levels()
     teacher: nn.Module | None = None
     horizontal_flip = False
 
@@ -119,13 +127,12 @@ class _Loop:
         """Take up the last checkpoint where there is one."""
         self.workspace = workspace
         self.fingerprint = fingerprint(
-            self.model, self.objective, self.data, self.settings, self.names, self.timesteps,
+            self.model, self.objective, self.data, self.settings, self.names, self.levels,
             self.teacher is not None, self.horizontal_flip, self.accelerator.num_processes,
         )  # fmt: skip
         self.ema = Ema(self.trained, self.settings.ema_halflife_images, self.settings.ema_rampup)
-        whole = self.timesteps is None or self.settings.all_timesteps_share > 0
-        start, stop = self.objective.check_timesteps(None if whole else self.timesteps)
-        self.bins = LossBins(start, stop, self.accelerator.device)
+        edges = self.levels.bin_edges(self.objective, self.settings.all_timesteps_share)
+        self.bins = LossBins(edges, self.accelerator.device)
         self.recorder = Recorder(self.accelerator, self.bins, self.settings, workspace, log)
         if workspace is not None and self.accelerator.is_main_process:
             finish_move(workspace)
@@ -174,7 +181,7 @@ class _Loop:
             loss = self.objective.loss(
                 self.wrapped, draw, teacher=self.teacher, distill_weight=self.settings.distill_weight
             )  # [B]
-        self.bins.add(draw.t, loss)
+        self.bins.add(draw.t, loss, draw.weight)
         self.accelerator.backward(loss.mean())
         if self.settings.clip_norm is not None:
             self.accelerator.clip_grad_norm_(self.trained.values(), self.settings.clip_norm)
@@ -195,8 +202,7 @@ class _Loop:
             torch.manual_seed(seed_of(*names, "dropout"))  # dropout knows only the global generator
         if device.type != "cpu":
             generator = stream(*names, "device", device=str(device))
-        share = 0.0 if self.timesteps is None else self.settings.all_timesteps_share
-        return self.objective.draw(x_0, generator, self.timesteps, labels, all_timesteps_share=share)
+        return self.levels.draw(self.objective, x_0, generator, labels, self.settings.all_timesteps_share)
 
     # ---- disk
 
