@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +44,11 @@ class Runner:
     sink: Sink
     data_settings: Any
     threads: int
+    titles: Mapping[str, str] = field(default_factory=dict)  # of steps, by id, where names are not enough
+
+    def title(self, step: StepSpec) -> str:
+        """What events call a step."""
+        return self.titles.get(step.id, step.name)
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -89,10 +94,10 @@ class Job:
         return dataset
 
     def update(self, done: int, total: int, text: str = "") -> None:
-        self.runner.sink(Event(self.step.name, "update", text, done, total))
+        self.runner.sink(Event(self.runner.title(self.step), "update", text, done, total))
 
     def note(self, text: str) -> None:
-        self.runner.sink(Event(self.step.name, "note", text))
+        self.runner.sink(Event(self.runner.title(self.step), "note", text))
 
 
 def default_threads(num_jobs: int) -> int:
@@ -107,17 +112,17 @@ def run_step(step: StepSpec, runner: Runner) -> bool:
     Returns:
         Whether there was anything to do.
     """
-    store, sink = runner.store, runner.sink
+    store, sink, title = runner.store, runner.sink, runner.title(step)
     if store.is_done(step):
         return False
     for source in step.inputs.values():
         if not store.is_done(source):
             raise SettingError(f"step {step.name} needs {source.name}, which is not done; run that step first")
-    waiting = Event(step.name, "note", "another process computes this step; waiting for it")
+    waiting = Event(title, "note", "another process computes this step; waiting for it")
     with store.lock(step, lambda: sink(waiting)):
         if store.is_done(step):
             return False
-        sink(Event(step.name, "started"))
+        sink(Event(title, "started"))
         started = time.perf_counter()
         try:
             result = _compute(Job(step, runner))
@@ -130,7 +135,7 @@ def run_step(step: StepSpec, runner: Runner) -> bool:
         store.finish(step, result, round(seconds, 3), {**provenance(), "threads": threads_of(step) or runner.threads})
         for scratch in SCRATCH:  # the artefact has what they were for
             shutil.rmtree(store.folder(step) / scratch, ignore_errors=True)
-        sink(Event(step.name, "finished", f"{seconds:.1f} s"))
+        sink(Event(title, "finished", f"{seconds:.1f} s"))
     return True
 
 
@@ -202,7 +207,7 @@ class _Worker:
     def start(self, step: StepSpec) -> None:
         assert self.process.stdin is not None
         self.step = step
-        self.process.stdin.write(step.name + "\n")
+        self.process.stdin.write(step.id + "\n")
         self.process.stdin.flush()
 
     def stop(self) -> None:
@@ -212,14 +217,14 @@ class _Worker:
         self.process.wait()
 
 
-def run_parallel(steps: Sequence[StepSpec], store: Store, sink: Sink, recipe: Path, num_jobs: int) -> None:
+def run_parallel(steps: Sequence[StepSpec], store: Store, sink: Sink, work: Path, num_jobs: int) -> None:
     """Run steps in up to ``num_jobs`` worker processes, each as soon as its inputs are done.
 
     Args:
         steps: inputs first.
-        recipe: the resolved recipe, from which a worker builds the same steps.
+        work: a resolved recipe, or a study's description, from which a worker builds the same steps (`load_work`).
     """
-    command = [sys.executable, "-m", "noisewise.workflow.worker", str(recipe), str(store.root), str(num_jobs)]
+    command = [sys.executable, "-m", "noisewise.workflow.worker", str(work), str(store.root), str(num_jobs)]
     events: queue.Queue[tuple[_Worker, Event | None]] = queue.Queue()
     waiting = [step for step in steps if not store.is_done(step)]
     workers: list[_Worker] = []

@@ -195,6 +195,7 @@ def evaluate(job: Job) -> Result:
         seed=sampled.settings["sample"]["seed"],
         ema=_is_averaged(sampled.inputs["model"]),
     )
+    _save_features(job.workspace, features)  # studies compare arms image by image
     return scores(features, _load_features(job.input("reference")))
 
 

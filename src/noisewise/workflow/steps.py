@@ -20,6 +20,7 @@ from noisewise.workflow import decoders, measure
 from noisewise.workflow import stage_steps as stages
 from noisewise.workflow.machine import device, process_rank
 from noisewise.workflow.networks import make_objective, new_unet2d
+from noisewise.workflow.study import steps as study
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -259,6 +260,9 @@ ACTIONS: dict[str, Callable[[Job], Result]] = {
     "loss": measure.loss,
     "ideal_loss": measure.ideal_loss,
     "timing": measure.timing,
+    "floor": study.floor,
+    "neighbours": study.neighbours,
+    "resample": study.resample,
 }
 
 

@@ -1,6 +1,6 @@
-"""A process that does the steps named on its standard input and reports as JSON lines: `run_parallel`'s other end.
+"""A process that does the steps named on its standard input (ids) and reports as JSON lines: `run_parallel`'s end.
 
-python -m noisewise.workflow.worker RECIPE STORE NUM_JOBS
+python -m noisewise.workflow.worker WORK STORE NUM_JOBS
 """
 
 from __future__ import annotations
@@ -11,44 +11,51 @@ import signal
 import sys
 import threading
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from noisewise.errors import SettingError, TrainingError
 from noisewise.workflow.executor import Runner, default_threads, run_step
 from noisewise.workflow.progress import Event, JsonLines
-from noisewise.workflow.store import Store
+from noisewise.workflow.store import StepSpec, Store
 
 
-def main(recipe_path: Path, store_root: Path, num_jobs: int) -> int:
+def main(work_path: Path, store_root: Path, num_jobs: int) -> int:
     """Do steps until standard input closes; a parent that dies, however, closes it, and this process goes too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets Ctrl-C too and decides
     sink = JsonLines(sys.stdout)
     sys.stdout = sys.stderr  # a stray print must not end up among the events
-    names = _listen()
+    ids = _listen()
     warnings.showwarning = _show_warning
 
-    from noisewise.workflow.builder import build_graph
-    from noisewise.workflow.recipe import load_recipe
+    from noisewise.workflow.work import load_work
 
     store = Store(store_root)
-    recipe = load_recipe(recipe_path)
-    graph = build_graph(recipe, store)
-    runner = Runner(store, sink, recipe.data, default_threads(num_jobs))
+    work = load_work(work_path, store)
+    steps = {step.id: step for step in work.steps}
+    runner = Runner(store, sink, work.data, default_threads(num_jobs), work.titles)
     while True:
-        name = names.get()
+        step = _known(steps, ids.get(), work_path)
+        title = runner.title(step)
         try:
-            if not run_step(graph.step(name), runner):
-                sink(Event(name, "finished"))  # another process did it meanwhile
+            if not run_step(step, runner):
+                sink(Event(title, "finished"))  # another process did it meanwhile
         except (SettingError, TrainingError) as error:
-            sink(Event(name, "failed", f"{type(error).__name__}: {error}"))
+            sink(Event(title, "failed", f"{type(error).__name__}: {error}"))
             return 1
         except Exception as error:
             import traceback
 
             traceback.print_exc()
-            sink(Event(name, "failed", f"step {name}: {type(error).__name__}: {error}"))
+            sink(Event(title, "failed", f"step {title}: {type(error).__name__}: {error}"))
             return 1
+
+
+def _known(steps: Mapping[str, StepSpec], step_id: str, work_path: Path) -> StepSpec:
+    if step_id not in steps:
+        raise RuntimeError(f"{work_path}: gives no step {step_id} in this process; were settings or data changed?")
+    return steps[step_id]
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
@@ -57,16 +64,16 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
 
 
 def _listen() -> queue.Queue[str]:
-    """Step names from standard input; its end ends this process even in the middle of a step."""
-    names: queue.Queue[str] = queue.Queue()
+    """Steps' ids from standard input; its end ends this process even in the middle of a step."""
+    ids: queue.Queue[str] = queue.Queue()
 
     def read() -> None:
         for line in sys.stdin:
-            names.put(line.strip())
+            ids.put(line.strip())
         os._exit(0)
 
     threading.Thread(target=read, daemon=True).start()
-    return names
+    return ids
 
 
 if __name__ == "__main__":

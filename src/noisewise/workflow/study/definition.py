@@ -1,0 +1,69 @@
+"""What a study is: a question, the arms that answer it, and what the paper reports.
+
+An arm is one row of one recipe; a study runs every arm with every seed and compares all of them with one reference arm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from noisewise.workflow.recipe import Recipe
+
+FigureKind = Literal["differences", "cost", "axis", "images"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One line of a study's table.
+
+    ``overrides`` are dotted settings, or whole sections, laid over the user's recipe; ``row`` says which of the
+    recipe's rows is measured.
+    """
+
+    label: str
+    row: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+    paper: tuple[str, ...] = ()  # what the paper prints for it, one per `Paper.columns`
+    x: float | None = None  # where it stands on the study's axis
+    line: str = ""  # which line of that figure it belongs to
+
+    @property
+    def key(self) -> str:
+        """The label as part of file and step names."""
+        words = "".join(c if c.isalnum() and c.isascii() else " " for c in self.label.lower()).split()
+        return "-".join(words)
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What the paper reports, to stand beside ours."""
+
+    source: str
+    columns: tuple[str, ...] = ()
+    limits: str = ""  # where a comparison with ours means nothing
+    others: tuple[tuple[str, ...], ...] = ()  # rows of the paper's table that no arm repeats: label, then columns
+    effect: float | None = None  # the difference it claims, as a share of its reference's distance
+
+
+@dataclass(frozen=True)
+class Study:
+    """A grid of arms and seeds over shared steps, and how to show it."""
+
+    name: str
+    title: str
+    question: str
+    needs: str  # what a recipe must have, in words
+    arms: Callable[[Recipe], Sequence[Arm]]
+    reference: str  # label of the arm that all others are compared with
+    paper: Paper
+    axis: str = ""  # what `Arm.x` counts
+    figures: tuple[FigureKind, ...] = ("differences", "cost")
+
+
+def only_plan(recipe: Recipe, **changes: Any) -> dict[str, Any]:
+    """The recipe's plan section with single settings changed, as an override of the whole section."""
+    given = recipe.plan.model_dump(mode="json", exclude_defaults=True)
+    return {"plan": {**given, **changes}}

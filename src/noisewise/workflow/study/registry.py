@@ -1,0 +1,18 @@
+"""The studies there are."""
+
+from __future__ import annotations
+
+from noisewise.errors import SettingError
+from noisewise.workflow.explain import did_you_mean
+from noisewise.workflow.study import tdc
+from noisewise.workflow.study.definition import Study
+
+STUDIES: dict[str, Study] = {study.name: study for study in tdc.STUDIES}
+
+
+def find_study(name: str) -> Study:
+    """A study by its name."""
+    if name not in STUDIES:
+        hint = did_you_mean(name, [*STUDIES])
+        raise SettingError(f"study {name}: no such study; there are {', '.join(STUDIES)}{hint}")
+    return STUDIES[name]

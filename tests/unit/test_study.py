@@ -1,0 +1,265 @@
+"""Studies on a handful of digits: which steps there are, what is shared, a whole run, its files and page."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from noisewise.errors import SettingError
+from noisewise.report.study_page import write_study
+from noisewise.report.study_tables import answers, headline
+from noisewise.workflow.progress import Event
+from noisewise.workflow.recipe import Recipe
+from noisewise.workflow.store import Store
+from noisewise.workflow.study.collect import timing
+from noisewise.workflow.study.definition import Arm, Paper, Study
+from noisewise.workflow.study.layout import Layout, lay_out
+from noisewise.workflow.study.registry import STUDIES, find_study
+from noisewise.workflow.study.run import cells_table, measure_noise, resolving, run_study, summary
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "data": {"kind": "sklearn-digits", "num_train": 64, "num_test": 64},
+    "model": {"kind": "unet2d", "block_out_channels": [8, 16], "norm_num_groups": 4, "attention_head_dim": 8},
+    "base": {"num_images": 64, "batch_size": 32, "num_snapshots": 1, "num_threads": 1},
+    "plan": {"num_groups": 2},
+    "prune": {"timestep_stride": 400, "proposer": {"kind": "importance", "rounds": 1, "candidates": 1}},
+    "finetune": {"num_images": 32, "batch_size": 32, "num_threads": 1},
+    "sample": {"num_images": 40, "num_inference_steps": 2, "num_threads": 1},
+    "evaluate": {"num_loss_images": 8, "num_timing_images": 2, "num_threads": 1},
+    "seed": 5,
+}
+
+
+def two_arms(recipe: Recipe) -> list[Arm]:
+    return [
+        Arm("one network", "base-continued", paper=("4.08",)),
+        Arm("an expert per group", "unpruned", paper=("3.52",), x=2.0),
+    ]
+
+
+SMALL = Study("small", "Small <study>", "Does it run?", "any recipe", two_arms, "one network",
+              Paper("a paper", ("FID",), "nothing compares", effect=0.1), axis="groups",
+              figures=("differences", "cost", "axis", "images"))  # fmt: skip
+
+
+def laid_out(study: Study = SMALL, num_seeds: int = 1, store: Store | None = None, **changes: Any) -> Layout:
+    return lay_out(study, copy.deepcopy(TINY) | changes, num_seeds, store, 30)
+
+
+@pytest.mark.parametrize("name", ["tdc-table1", "direction", "tdc-figure7"])
+def test_every_cell_of_a_study_has_its_steps_and_shares_the_base(name: str) -> None:
+    layout = laid_out(find_study(name), num_seeds=2)
+    assert len(layout.cells) == 2 * len(layout.arms)
+    assert len({arm.key for arm in layout.arms}) == len(layout.arms)
+    bases = [step for step in layout.steps if step.name == "base"]
+    assert len(bases) == 2  # one per seed, however many arms use it
+    assert sorted(step.settings["seed"] for step in bases) == [5, 6]
+    ids = [step.id for step in layout.steps]
+    assert len(ids) == len(set(ids))
+    for step in layout.steps:
+        assert all(ids.index(source.id) < ids.index(step.id) for source in step.inputs.values())
+    assert len(set(layout.titles.values())) == len(layout.titles)
+
+
+def test_arms_of_a_study_at_equal_images_are_equal() -> None:
+    for name in ("tdc-table1", "tdc-table3", "tdc-figure7"):
+        layout = laid_out(find_study(name), finetune={"num_images": 60, "batch_size": 32})
+        images = {
+            cell.arm.label: sum(step.num_images for step in cell.row.training)
+            for cell in layout.cells
+            if cell.row.id != "base"
+        }
+        assert max(images.values()) - min(images.values()) <= 20, images  # shares are rounded per group
+
+
+def test_direction_meets_at_one_cost_and_turns_the_plan_round() -> None:
+    cells = {cell.arm.label: cell for cell in laid_out(find_study("direction")).cells}
+    plans = {label: cell.graph.plan for label, cell in cells.items()}
+    pruned = ("equal sizes", "large at the noise", "large at the data")
+    assert [plans[label].average_cost for label in pruned] == pytest.approx([0.75] * 3)
+    limits = {label: [group.cost_limit for group in plans[label].groups] for label in pruned}
+    assert limits["large at the noise"][0] < limits["large at the noise"][1]
+    assert limits["large at the data"][0] > limits["large at the data"][1]
+    assert limits["equal sizes"][0] == pytest.approx(limits["equal sizes"][1])
+
+
+def test_images_are_paired_between_arms_and_new_with_every_seed() -> None:
+    layout = laid_out(num_seeds=3)
+    seeds = {(cell.seed, cell.row.sample.settings["sample"]["seed"]) for cell in layout.cells}
+    assert seeds == {(5, 0), (6, 1), (7, 2)}
+    for seed in layout.seeds:
+        references = {cell.graph.reference.id for cell in layout.cells if cell.seed == seed}
+        assert len(references) == 1
+    assert layout.again.inputs["sample"].settings["sample"]["seed"] not in (0, 1, 2)
+
+
+def test_what_cannot_be_compared_or_is_unknown_is_refused() -> None:
+    with pytest.raises(SettingError, match=r"study tdc-tabel1: no such study; .* did you mean tdc-table1\?"):
+        find_study("tdc-tabel1")
+    with pytest.raises(SettingError, match="--seeds: 0 given"):
+        laid_out(num_seeds=0)
+    other = Study("x", "", "", "", lambda _: [Arm("a", "base"), Arm("b", "base", {"sample.num_images": 30})], "a",
+                  Paper(""))  # fmt: skip
+    with pytest.raises(SettingError, match="measured against different images"):
+        laid_out(other)
+    wrong = Study("x", "", "", "", lambda _: [Arm("a", "base", {"plan.num_group": 4})], "a", Paper(""))
+    with pytest.raises(SettingError, match=r"a: plan\.num_group: unknown setting; did you mean plan\.num_groups\?"):
+        laid_out(wrong)
+
+
+def test_every_study_says_what_it_asks_and_needs() -> None:
+    for name, study in STUDIES.items():
+        assert name == study.name
+        assert study.question.endswith("?")
+        assert study.needs
+        assert study.paper.source
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of runs with the small study done for one seed, then for two."""
+    folder = tmp_path_factory.mktemp("runs")
+    store = Store(folder / "store")
+    layout = laid_out(num_seeds=1, store=store)
+    measure_noise(layout, store, quiet)
+    assert run_study(layout, store, folder, quiet).changed
+    (folder / "first.json").write_text(json.dumps(results(folder)))
+    return folder
+
+
+def quiet(event: Event) -> None:
+    pass
+
+
+def results(runs: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((runs / "studies" / "small" / "tiny" / "results.json").read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def two_seeds(runs: Path) -> tuple[Layout, Store, Path, list[Event]]:
+    store, events = Store(runs / "store"), []  # type: tuple[Store, list[Event]]
+    layout = laid_out(num_seeds=2, store=store)
+    outcome = run_study(layout, store, runs, events.append)
+    write_study(outcome.folder)
+    return layout, store, outcome.folder, events
+
+
+Done = tuple[Layout, Store, Path, list[Event]]
+
+
+def test_one_seed_says_that_it_knows_nothing_of_luck(runs: Path) -> None:
+    found = json.loads((runs / "first.json").read_text())
+    assert found["arms"][1]["frechet"]["deviation"] is None
+    assert "One training seed" in answers(found)[-1]
+    assert found["arms"][1]["difference"]["num_seeds"] == 1
+
+
+def test_a_second_seed_does_only_its_own_steps(two_seeds: Done) -> None:
+    layout, store, _, events = two_seeds
+    titles = {event.step for event in events if event.kind == "started"}
+    assert titles
+    assert {title.partition(" · ")[0] for title in titles} == {"seed 6"}
+    assert all(store.is_done(step) for step in layout.steps)
+
+
+def test_again_changes_nothing_and_a_lost_step_comes_back_alone(two_seeds: Done, runs: Path) -> None:
+    layout, store, folder, _ = two_seeds
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert not run_study(layout, store, runs, quiet).changed
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    old = results(runs)["arms"]
+    shutil.rmtree(store.folder(layout.cells[0].row.evaluate))
+    events: list[Event] = []
+    assert not run_study(layout, store, runs, events.append).changed
+    assert {event.kind for event in events if event.kind in ("started", "finished")} == {"started", "finished"}
+    assert len({event.step for event in events}) == 1
+    assert results(runs)["arms"] == old
+
+
+def test_numbers_are_those_of_the_steps(two_seeds: Done, runs: Path) -> None:
+    layout, store, folder, _ = two_seeds
+    found = results(runs)
+    values = {
+        (cell.arm.key, cell.seed): store.record(cell.row.evaluate).result["frechet"]["value"] for cell in layout.cells
+    }
+    for arm in found["arms"]:
+        own = [values[arm["key"], seed] for seed in layout.seeds]
+        assert arm["frechet"]["values"] == own
+        assert arm["frechet"]["mean"] == pytest.approx(np.mean(own))
+        assert arm["training_images"] == 64 + 2 * 32
+    pair = [values["an-expert-per-group", s] - values["one-network", s] for s in layout.seeds]
+    difference = found["arms"][1]["difference"]
+    assert difference["value"] == pytest.approx(np.mean(pair))
+    assert difference["low"] < difference["value"] < difference["high"]
+    assert found["arms"][0]["difference"] is None
+    assert len(found["metric"]["floor"]["values"]) == 20
+    assert len(found["metric"]["sampled_twice"]) == 2
+    assert found["metric"]["sampled_twice"][0] != found["metric"]["sampled_twice"][1]
+    with (folder / "cells.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert {(line["arm"], int(line["seed"])): float(line["frechet"]) for line in lines} == values
+    assert str(runs) not in json.dumps(found)
+
+
+def test_time_is_accounted_for(two_seeds: Done) -> None:
+    layout, store, _, _ = two_seeds
+    found = timing(layout.steps, store, {"starting and waiting": 2.0})
+    kinds = {kind["kind"]: kind["seconds"] for kind in found["kinds"]}
+    in_steps = sum(store.record(step).seconds for step in layout.steps)
+    assert sum(kinds.values()) == pytest.approx(in_steps + 2.0)
+    assert kinds["training"] > 0
+    three = sum(kinds[name] for name in ("training", "sampling", "feature extraction and distances"))
+    assert found["share_outside"] == pytest.approx(1 - three / (in_steps + 2.0))
+
+
+def test_neighbours_of_held_out_images_are_found_by_brute_force(two_seeds: Done) -> None:
+    from noisewise.data.load import load_data
+
+    layout, store, _, _ = two_seeds
+    cell = layout.cells[0]
+    data = load_data(layout.recipe.data, cache=store.root / "data")
+    images = np.load(store.folder(cell.row.sample) / "images.npy").reshape(-1, 64).astype(float)
+    train = np.asarray(data.train.pixels).reshape(-1, 64).astype(float)
+    nearest = np.sqrt(((images[:, None] - train[None]) ** 2).mean(-1)).min(1)
+    assert store.record(cell.neighbours).result["median"] == pytest.approx(np.median(nearest))
+
+
+def test_page_markdown_and_figures(two_seeds: Done, runs: Path) -> None:
+    _, _, folder, _ = two_seeds
+    page, text = (folder / "study.html").read_text(), (folder / "study.md").read_text()
+    assert "Small &lt;study&gt;" in page
+    assert "<study>" not in page
+    assert not re.findall(r"(?:src|href)=\"https?:", page)
+    assert page.count("data-arm=") == 2
+    assert page.count("data:image/png") == 3
+    for name in SMALL.figures:
+        assert (folder / "figures" / f"{name}.svg").read_text().startswith("<?xml")
+        assert f'id="figure-{name}"' in page
+    assert headline(results(runs)) in text
+    assert "−13.7 %" in text  # the paper's own relative difference, beside ours
+    assert str(runs) not in page
+    (table,) = [block for block in text.split("\n\n") if block.startswith("|  | Fréchet")]
+    assert len({line.count(" | ") for line in table.splitlines()}) == 1
+
+
+def test_cost_and_resolution_come_before_the_work(runs: Path, tmp_path: Path) -> None:
+    layout, fresh = laid_out(num_seeds=2), Store(tmp_path / "store")
+    assert "2 arms x 2 seeds = 4 cells" in summary(layout, fresh, 1)
+    assert f"{2 * (64 + 2 * 32 + 2 * 32):,} training images" in summary(layout, fresh, 1)
+    assert resolving(layout, fresh) == []  # nothing is known before real images were looked at
+    table = cells_table(layout, fresh).splitlines()
+    assert sum(int(line.split()[-3].replace(",", "")) for line in table[1:-1]) == 2 * (64 + 4 * 32)
+    store = Store(runs / "store")
+    lines = resolving(laid_out(num_seeds=1, store=store), store, effect=1e-3)
+    assert lines[-1].startswith("warning: an effect of 0.001")
+    assert not any(line.startswith("warning") for line in resolving(layout, store, effect=1e6))
