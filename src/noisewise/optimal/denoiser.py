@@ -44,7 +44,7 @@ class Cost:
     working_bytes: int  # held at a time, beside the data and the answer
 
     def __str__(self) -> str:
-        read = f"{self.passes} passes over {self.data_bytes / 1e6:,.0f} MB of images"
+        read = f"{self.passes} passes over {self.data_bytes / 1e6:.3g} MB of images"
         return f"{read}, at most {self.macs / 1e12:.3g} TMACs, {self.working_bytes / 2**20:,.0f} MiB of working memory"
 
 

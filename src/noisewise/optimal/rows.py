@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ def wide(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-class Rows:
+class Rows(ABC):
     """Images as rows [n, D] in units of their own: an image is ``row * scale + offset``.
 
     Attributes:
@@ -50,25 +51,25 @@ class Rows:
     def __len__(self) -> int:
         return len(self.data)
 
+    @abstractmethod
     def chunk(self, start: int, stop: int) -> torch.Tensor:
         """Rows ``start`` to ``stop``: [c, D] float32."""
-        raise AssertionError("a subclass reads its data")
 
+    @abstractmethod
     def anchor(self, x: torch.Tensor) -> torch.Tensor:
         """The point [B, D], in units of the rows, nearest to images [B, D], from which distances are exact."""
-        raise AssertionError("a subclass knows where distances are exact")
 
+    @abstractmethod
     def products(self, anchor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """anchor . row: [B, c], exact but for the rounding of float64."""
-        raise AssertionError("a subclass multiplies")
 
     def image(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows [..., D] as numbers of images, in place."""
         return rows.mul_(self.scale).add_(self.offset)
 
+    @abstractmethod
     def squares(self, rows: torch.Tensor) -> torch.Tensor:
         """|row|^2: [c], exact but for the rounding of float64."""
-        raise AssertionError("a subclass multiplies")
 
     @cached_property
     def mean(self) -> torch.Tensor:
