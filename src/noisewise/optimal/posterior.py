@@ -133,7 +133,7 @@ def add_dense(
     for level, weight in enumerate(weights):
         distances.logits(part, u[level], weight).sub_(shifts[level, :, None]).clamp_(min=TINY_LOGIT).exp_()
         totals[level] += weight.sum(1)
-    sums.flatten(0, 1).addmm_(weights.flatten(0, 1), y)  # [L * B, D]
+    sums.view(-1, y.shape[1]).addmm_(weights.view(-1, len(y)), y)  # [L * B, D]
 
 
 def add_sparse(
