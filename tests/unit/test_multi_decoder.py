@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from unet_zoo import settings
 
 from noisewise import ExpertDenoiser, MultiDecoderUNet2DModel, NoiseSchedule, Plan, ShapedUNet2DModel
@@ -160,8 +160,6 @@ def test_loading_options_reach_tied_experts(
 
 
 def test_a_missing_tensor_is_still_an_error(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     build().save_pretrained(tmp_path)
     weights = tmp_path / "expert_2" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(weights)
@@ -169,6 +167,9 @@ def test_a_missing_tensor_is_still_an_error(tmp_path: Path) -> None:
     save_file({name: tensor for name, tensor in tensors.items() if name != "conv_out.bias"}, weights, {"format": "pt"})
     with pytest.raises(SettingError, match=r"expert_2.*missing keys, first conv_out\.bias"):
         MultiDecoderUNet2DModel.from_pretrained(tmp_path)
+    with pytest.raises(SettingError, match=r"missing keys, first .*this expert shares conv_in, .*load .* instead"):
+        load_denoiser(tmp_path / "expert_1")
+    assert isinstance(load_denoiser(tmp_path / "expert_0")[0], ShapedUNet2DModel)  # the first is whole
     with pytest.raises(SettingError, match="holds MultiDecoderUNet2DModel, not ExpertDenoiser"):
         ExpertDenoiser.from_pretrained(tmp_path)
 

@@ -98,4 +98,18 @@ def _check_report(folder: Path, report: Mapping[str, Any]) -> None:
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if report.get(kind):
             first = next(iter(report[kind]))
-            raise SettingError(f"model: {folder} does not fit its config.json: {kind.replace('_', ' ')}, first {first}")
+            hint = _lies_elsewhere(folder, first) if kind == "missing_keys" else ""
+            raise SettingError(
+                f"model: {folder} does not fit its config.json: {kind.replace('_', ' ')}, first {first}{hint}"
+            )
+
+
+def _lies_elsewhere(folder: Path, name: str) -> str:
+    """A word on a tensor that is shared with another expert, where the folder is one expert's."""
+    above = folder.resolve().parent
+    if not (above / "config.json").is_file():
+        return ""
+    shared = read_config(above).get("shared_modules") or []
+    if not any(name.startswith(f"{path}.") for path in shared):
+        return ""
+    return f"; this expert shares {', '.join(shared)} with the first, load {above} instead"
