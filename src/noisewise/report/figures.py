@@ -24,7 +24,13 @@ _AXIS_NAMES = {"timestep": "training timestep t", "sigma": "noise level σ", "fl
 
 
 def plan_figure(plan: Plan) -> Figure:
-    """SNR, cost and cost limit against t, with the plan's groups as bands."""
+    """SNR, cost and cost limit against t, with the plan's groups as bands; of a data set's plan its similarities."""
+    if "curves" in plan.settings:
+        from noisewise.report.clustering_figures import similarity_figure
+
+        figure = similarity_figure(plan)
+        figure.set_facecolor("white")
+        return figure
     columns = {name: [float(x) for x in values] for name, values in plan.difficulty().items()}
     difficulty = Difficulty.model_validate(columns)
     groups = [GroupOfPlan(t_start=g.t_start, t_stop=g.t_stop, cost_limit=g.cost_limit) for g in plan.groups]

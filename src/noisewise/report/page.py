@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from noisewise.files import write_atomic
 from noisewise.report import figure_data, figures, panels
@@ -70,7 +70,24 @@ def _described(results: Results) -> list[tuple[str, Columns, Figure | None, str]
         ("curves", curves, "step", lambda: panels.curves_figure(curves),
          "Training loss against images seen, per step and group"),
     ]  # fmt: skip
-    return [(name, data, make() if data[key] else None, alt) for name, data, key, make, alt in draw]
+    drawn = [(name, data, make() if data[key] else None, alt) for name, data, key, make, alt in draw]
+    return drawn + _similarities(results)
+
+
+def _similarities(results: Results) -> list[tuple[str, Columns, Figure | None, str]]:
+    """Figures of a plan that the optimal denoiser made; they read nothing of it but its settings."""
+    from noisewise.report import clustering_figures as clusters
+
+    plan: Any = results.plan
+    if plan is None or not plan.settings.get("curves"):
+        return []
+    found: list[tuple[str, Columns, Figure | None, str]] = [
+        ("similarity", clusters.similarity_data(plan.settings), clusters.similarity_figure(plan),
+         "Similarity of the optimal denoiser at each noise level to that at either end, and where the groups are cut"),
+        ("thresholds", clusters.threshold_data(plan.settings), clusters.threshold_figure(plan),
+         "Where the first group ends and the last begins, against the least similarity asked for"),
+    ]  # fmt: skip
+    return found
 
 
 def write_figures(results: Results, folder: Path) -> dict[str, Chart]:

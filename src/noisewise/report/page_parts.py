@@ -100,14 +100,16 @@ def flattened(value: Any, name: str = "") -> list[tuple[str, str]]:
 def group_lines(results: Results) -> list[GroupLine]:
     """The plan's groups with what pruning achieved and how many sampling steps each serves."""
     achieved = {expert.group: expert.achieved for expert in results.widths if expert is not None}
+    widths_given = results.method == "multi-decoder" and "decoders" in (results.recipe.get("multi_decoder") or {})
     if results.method == "multi-decoder":
         achieved = dict(enumerate(results.group_costs))
     lines = []
     for i, group in enumerate(results.groups):
         steps = sum(step.group == i for step in results.routes)
         share = achieved.get(i)
+        limit = MISSING if widths_given else f"{group.cost_limit:.3f}"
         lines.append(GroupLine(i, number(group.t_start), number(group.t_stop), number(group.num_timesteps),
-                               f"{group.cost_limit:.3f}", MISSING if share is None else f"{share:.3f}", steps,
+                               limit, MISSING if share is None else f"{share:.3f}", steps,
                                group.is_empty))  # fmt: skip
     return lines
 

@@ -35,8 +35,8 @@ class Row:
 
     @property
     def training(self) -> list[StepSpec]:
-        """Every step whose work went into the network; what it was only made as cheap as (`match`) did not."""
-        return closure([self.model], but="match")
+        """Every step whose work went into the network; what only set its cost (`match`) or its `shape` did not."""
+        return closure([self.model], but=("match", "shape"))
 
 
 @dataclass(frozen=True, eq=False)

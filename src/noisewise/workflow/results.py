@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,6 +27,7 @@ def collect(graph: Graph, store: Store, cached: Mapping[str, bool]) -> dict[str,
     rows = [_row(graph, row, store) for row in graph.rows]
     ideal = None if graph.ideal_loss is None else store.record(graph.ideal_loss).result
     own = next(row for row in graph.rows if row.id == graph.recipe.method)
+    costs = _group_costs(graph, store, own)
     reference = store.record(graph.reference).result
     flags = {flag for row in graph.rows for flag in store.record(row.evaluate).result["frechet"]["flags"]}
     return {
@@ -49,8 +49,8 @@ def collect(graph: Graph, store: Store, cached: Mapping[str, bool]) -> dict[str,
         "rows": rows,
         "verdict": verdict(rows, graph.recipe.method),
         "plan": graph.plan.to_dict(),
-        "difficulty": _difficulty(graph),
-        "group_costs": _group_costs(graph, store, own),
+        "difficulty": _difficulty(graph, costs),
+        "group_costs": costs,
         "routes": [{**r, "cost": r["cost"] / graph.base.macs} for r in store.record(own.sample).result["routes"]],
         "loss_per_timestep": _loss_per_timestep(graph, store),
         "ideal_loss": ideal,
@@ -58,16 +58,17 @@ def collect(graph: Graph, store: Store, cached: Mapping[str, bool]) -> dict[str,
             name: points
             for step in graph.steps
             if step.action == "train"
-            for name, points in _curves(graph, store, step).items()
+            for name, points in _curves(store, step).items()
         },
         "widths": _widths(graph, store, own),
         "memory_bank": [record for step in _prunings(own) for record in _bank(store, step)],
+        "proposals": [_proposals(store, step) for step in _prunings(own)],
         "quality_against_images": _quality(graph, store, rows),
         "timing": [
             {"step": step.name, "seconds": store.record(step).seconds, "cached": cached.get(step.name, True)}
             for step in graph.steps
         ],
-        "warnings": [*graph.base.notes, *sorted(flags)],
+        "warnings": [*graph.base.notes, *sorted(flags), *_fallbacks(store, own)],
         "real_samples": "samples/real.png",
         "model": own.model.id,
     }
@@ -128,8 +129,7 @@ def paper_flops(step: StepSpec, store: Store) -> float:
     """
     if step.action != "train":
         return 0.0
-    iterations = math.ceil(step.num_images / step.settings["train"].batch_size)
-    return iterations * _mean_macs(step, store, "paper_macs")
+    return step.num_images / step.settings["train"].batch_size * _mean_macs(step, store, "paper_macs")
 
 
 def _mean_macs(step: StepSpec, store: Store, key: str) -> float:
@@ -157,8 +157,12 @@ def _data(graph: Graph) -> dict[str, Any]:
     return {name: getattr(data, name) for name in names}
 
 
-def _difficulty(graph: Graph) -> dict[str, list[float]]:
+def _difficulty(graph: Graph, costs: Sequence[float | None]) -> dict[str, list[float]]:
+    """SNR and cost per noise level; decoders of given widths have a cost and no limit."""
     curves = graph.plan.difficulty()
+    if graph.recipe.method == "multi-decoder" and graph.base.decoders is not None:
+        per_group = [[cost or 0.0] * group.num_timesteps for cost, group in zip(costs, graph.plan.groups, strict=True)]
+        curves = {"t": curves["t"], "snr_db": curves["snr_db"], "cost_limit": [x for part in per_group for x in part]}
     num = len(curves["t"])
     keep = np.unique(np.linspace(0, num - 1, min(num, CURVE_POINTS)).round().astype(int))
     return {name: [float(values[i]) for i in keep] for name, values in curves.items()}
@@ -170,11 +174,24 @@ def _loss_per_timestep(graph: Graph, store: Store) -> dict[str, list[float]]:
     return {"t": t, **{row_id: loss["bins"] for row_id, loss in losses.items()}}
 
 
-def _curves(graph: Graph, store: Store, step: StepSpec) -> dict[str, list[dict[str, Any]]]:
-    """A training's recorded points by its name; those of a joint training also by group."""
+def _curves(store: Store, step: StepSpec) -> dict[str, list[dict[str, Any]]]:
+    """A training's recorded points by its name; those of a joint training also by group, `joint[0]` and so on."""
     lines = read_lines(store.folder(step) / "metrics.jsonl")
     curves = {step.name: [{"images": line["images"], "loss": line["loss"], "bins": line["bins"]} for line in lines]}
+    edges = store.record(step).result.get("bin_edges", [])
+    for group, (start, stop) in zip(step.settings.get("groups", ()), step.settings.get("ranges", ()), strict=True):
+        inside = [i for i in range(len(edges) - 1) if start <= (edges[i] + edges[i + 1]) / 2 < stop]
+        means = [_mean([line["bins"][i] for i in inside]) for line in lines]
+        curves[f"{step.name}[{group}]"] = [
+            {"images": line["images"], "loss": mean, "bins": []} for line, mean in zip(lines, means, strict=True)
+        ]
     return curves
+
+
+def _mean(losses: Sequence[float | None]) -> float | None:
+    """Over bins that saw an image."""
+    known = [loss for loss in losses if loss is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _prunings(own: Row) -> list[StepSpec]:
@@ -203,6 +220,26 @@ def _kept(group: int, info: Mapping[str, Any] | None) -> dict[str, Any] | None:
         return None
     axes = {name: [kept, info["full_widths"][name]] for name, kept in info["widths"].items()}
     return {"group": group, "budget": info["asked"], "achieved": info["achieved"], "axes": axes}
+
+
+def _proposals(store: Store, step: StepSpec) -> dict[str, Any]:
+    """Candidates of a group by the proposer they are from, and what a proposer that counts says it used."""
+    result = store.record(step).result
+    return {"group": _group_of(step), "candidates": result.get("proposed", {}), **result.get("proposer", {})}
+
+
+def _fallbacks(store: Store, own: Row) -> list[str]:
+    """Groups whose language model did not give all candidates that were asked for."""
+    found = []
+    for step in _prunings(own):
+        counts = store.record(step).result.get("proposed", {})
+        asked, total = step.settings["prune"].proposer.kind, sum(counts.values())
+        if counts.get(asked, 0) < total:
+            found.append(
+                f"group {_group_of(step)}: the proposer {asked} gave {counts.get(asked, 0)} of {total} candidates, "
+                "the default one the rest"
+            )
+    return found
 
 
 def _bank(store: Store, step: StepSpec) -> list[dict[str, Any]]:

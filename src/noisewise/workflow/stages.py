@@ -53,8 +53,12 @@ class Stages:
     def joint(self) -> StepSpec:
         """One training for all groups."""
         t, shares = self.trainings, self.shares()
-        ranges = [t.timesteps(group) for group in self.base.trained_groups]
-        more = {"ranges": ranges, "group_draws": self.settings.group_draws, "shares": list(shares.values())}
+        more = {
+            "groups": list(shares),
+            "ranges": [t.timesteps(group) for group in shares],
+            "shares": list(shares.values()),
+            "group_draws": self.settings.group_draws,
+        }
         if self.settings.start == "base":
             macs = sum(share * self.base.macs * self.base.plan.groups[g].cost_limit for g, share in shares.items())
             return t.train("joint", t.continued_images(), ("joint",), source=self.decoders(), macs=macs, **more)
@@ -97,7 +101,7 @@ class Stages:
             return t.train(*kind, network=self.base.network, **more)
         if self.settings.start == "base":
             macs = self.base.macs * self.base.plan.groups[group].cost_limit
-            return t.train(*kind, source=self.decoders(), macs=macs, fresh=True, expert=group, **more)
+            return t.train(*kind, shape=self.decoders(), expert=group, macs=macs, **more)
         decoders = self.base.decoders
         return t.train(*kind, macs=decoders.macs[group], network=decoders.network(group), **more)
 

@@ -138,14 +138,15 @@ def train(job: Job) -> Result:
 
 
 def network_to_train(job: Job) -> ModelMixin:
-    """The network that a training starts from: another step's, one group's of it, its shape alone, or a new one."""
+    """The network that a training starts from: another step's, the shape of one, or a new one."""
     settings = job.settings
     names = (settings["seed"], *settings["names"])
+    if "shape" in job.step.inputs:
+        shaped: Any = load_model(job.input("shape"))
+        return reinitialised(shaped.experts[settings["expert"]], names)
     if "source" not in job.step.inputs:
         return new_network(settings["network"], names).to(device())
     model = load_model(job.input("source"))
-    if "expert" in settings:
-        model = model.experts[settings["expert"]]
     return reinitialised(model, names) if settings.get("fresh") else model
 
 
@@ -209,7 +210,8 @@ def prune(job: Job) -> Result:
         seed=settings["seed"],
         log=log,
     )
-    return {**save_model(job, found.model), "budget": budget, **found.info.to_dict()}
+    said = {"proposed": found.proposed, "proposer": dict(found.account)}
+    return {**save_model(job, found.model), "budget": budget, **found.info.to_dict(), **said}
 
 
 def cost(job: Job) -> Result:

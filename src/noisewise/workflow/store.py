@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -61,14 +61,14 @@ class StepSpec:
         return f"{slug}-{digest[:8]}"
 
 
-def closure(steps: Iterable[StepSpec], but: str = "") -> list[StepSpec]:
-    """Steps and everything they depend on, each once, inputs first; inputs of the role ``but`` aside."""
+def closure(steps: Iterable[StepSpec], but: Collection[str] = ()) -> list[StepSpec]:
+    """Steps and everything they depend on, each once, inputs first; inputs of the roles ``but`` aside."""
     found: dict[str, StepSpec] = {}
 
     def visit(step: StepSpec) -> None:
         if step.id not in found:
             for role, source in step.inputs.items():
-                if role != but:
+                if role not in but:
                     visit(source)
             found[step.id] = step
 
@@ -80,7 +80,7 @@ def closure(steps: Iterable[StepSpec], but: str = "") -> list[StepSpec]:
 def plain(value: Any) -> Any:
     """Settings as JSON."""
     if isinstance(value, BaseModel):
-        return value.model_dump(mode="json", by_alias=True)
+        return value.model_dump(mode="json", by_alias=True, context={"identity": True})
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

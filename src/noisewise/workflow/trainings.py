@@ -55,10 +55,12 @@ class Trainings:
         macs: float | None = None,
         **more: Any,
     ) -> StepSpec:
-        """A training, of ``source``'s network or of a new one (``more``: network, fresh, teacher, ranges, ...)."""
+        """A training, of ``source``'s network or of a new one (``more``: network, shape, teacher, ranges, ...)."""
         inputs = {"source": source} if source else {}
-        if teacher := more.pop("teacher", None):
-            inputs["teacher"] = teacher
+        for role in ("teacher", "shape"):
+            if step := more.pop(role, None):
+                inputs[role] = step
+        teacher = "teacher" in inputs
         per_image = TRAINING_FACTOR * (self.base.macs if macs is None else macs) + (self.base.macs if teacher else 0)
         settings = {
             "train": train,

@@ -22,7 +22,7 @@ def verdict(rows: Sequence[dict[str, Any]], method: str) -> str:
     """One answer, then one clause per rival."""
     by_id = {row["id"]: row for row in rows}
     own = by_id[method]
-    rivals = [row for row in rows if row["id"] not in (method, "base")]
+    rivals = [row for row in rows if row["id"] != method and not _is_context(row, own)]
     if not rivals:
         return f"{own['label']} was compared with nothing; `compare` names rows to compare with."
     cheap = [row for row in rivals if row["macs_per_image"] <= own["macs_per_image"] * SAME_COST]
@@ -30,6 +30,11 @@ def verdict(rows: Sequence[dict[str, Any]], method: str) -> str:
     at_cost = [against_all[row["id"]] for row in cheap]
     clauses = "; ".join(_clause(own, row, against_all[row["id"]]) for row in rivals)
     return f"{_answer(own, at_cost, list(against_all.values()))} Against each: {clauses}."
+
+
+def _is_context(row: dict[str, Any], own: dict[str, Any]) -> bool:
+    """Whether a row is the base on its way, which saw fewer images: no rival, but what was there before."""
+    return row["id"] == "base" and row["training_images"] < own["training_images"]
 
 
 def _answer(own: dict[str, Any], at_cost: list[Relation], against_all: list[Relation]) -> str:
