@@ -22,8 +22,8 @@ from noisewise.data import Images, ParquetSettings, load_data
 from noisewise.optimal.denoiser import OptimalDenoiser
 from noisewise.optimal.similarity import ETA, Similarity, SimilarityDraws
 from noisewise.planning import clusters as c
-from noisewise.planning.cluster_cut import ALPHA, NUM_DRAWS, SETTLED, measure
-from noisewise.planning.clusters import Band
+from noisewise.planning.cluster_cut import SETTLED, measure
+from noisewise.planning.clusters import ALPHA, NUM_DRAWS, Band
 
 PUBLISHED = (0.442, 0.631)  # t1 and t2 of arXiv:2312.09181
 VP = NoiseSchedule.vp()

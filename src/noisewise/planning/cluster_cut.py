@@ -19,14 +19,11 @@ from noisewise.errors import SettingError
 from noisewise.optimal.denoiser import OptimalDenoiser
 from noisewise.optimal.similarity import Similarity, similarities
 from noisewise.planning import clusters as c
-from noisewise.planning.clusters import Band, ClusterCut, Reference
+from noisewise.planning.clusters import ALPHA, NUM_LEVELS, Band, ClusterCut, Reference
 from noisewise.planning.levels import bounds_between, even_levels, from_axis, to_axis
 from noisewise.planning.make import Cut, check_num_groups, cut_at
 from noisewise.schedule import NoiseSchedule
 
-ALPHA = 0.9
-NUM_DRAWS = 192  # the fewest that settle t1 and t2 on CIFAR-10, see docs/clustering.md
-NUM_LEVELS = 50
 CURVE_ALPHAS = np.append(np.arange(0.30, 0.995, 0.01), [0.995, 0.999])  # where the curves of t1 and t2 are drawn
 ALL_ALPHAS = np.arange(0.001, 1.0005, 0.001)  # among which a refusal looks for others that would do
 SETTLED = 0.01  # half-width of t1 and t2, as a share of the range, that counts as known

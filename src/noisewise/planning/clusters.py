@@ -19,6 +19,9 @@ from noisewise.streams import seed_of
 
 Reference = Literal["end", "mean"]
 ClusterCut = Literal["threshold", "dynamic-programming"]
+ALPHA = 0.9
+NUM_DRAWS = 192  # the fewest that settle t1 and t2 on CIFAR-10, see docs/clustering.md
+NUM_LEVELS = 50
 NUM_RESAMPLES = 1000
 CONFIDENCE = 0.95
 

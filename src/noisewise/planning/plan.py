@@ -9,16 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
-import torch
-
-from noisewise.data.images import Dataset, Images
 from noisewise.errors import SettingError
 from noisewise.files import read_json, write_json
-from noisewise.optimal.similarity import ETA, Similarity
-from noisewise.planning.cluster_cut import ALPHA, NUM_DRAWS, ClusterSettings, cluster_cut, describe_data, measure
-from noisewise.planning.clusters import ClusterCut, Reference
+from noisewise.planning.clusters import ALPHA, NUM_DRAWS, ClusterCut, Reference
 from noisewise.planning.costs import CostOptions, CostSettings
 from noisewise.planning.grouping import Grouping
 from noisewise.planning.groups import BigModelAt, Group
@@ -35,6 +30,12 @@ from noisewise.planning.make import (
 )
 from noisewise.planning.routes import Route, RouteTable
 from noisewise.schedule import NoiseSchedule
+
+if TYPE_CHECKING:
+    import torch
+
+    from noisewise.data.images import Dataset, Images
+    from noisewise.optimal.similarity import Similarity
 
 FORMAT = 1
 
@@ -141,7 +142,7 @@ class Plan(Grouping):
         cut: ClusterCut | None = None,
         alpha: float = ALPHA,
         reference: Reference = "end",
-        eta: float = ETA,
+        eta: float = 2 / 255,
         num_draws: int = NUM_DRAWS,
         num_levels: int | None = None,
         seed: int = 0,
@@ -172,6 +173,9 @@ class Plan(Grouping):
             progress: called with the fraction done.
             min_cost, big_model_at, costs: see ``CostSettings``; by default every group may cost what the base costs.
         """
+        from noisewise.optimal.similarity import Similarity
+        from noisewise.planning.cluster_cut import ClusterSettings, cluster_cut, describe_data, measure
+
         settings = CostSettings(min_cost, big_model_at, **costs)
         choice = ClusterSettings(num_groups, cut, alpha, reference, seed)
         data = {}

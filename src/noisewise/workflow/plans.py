@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisewise.errors import SettingError
-from noisewise.planning.cluster_cut import NUM_DRAWS, NUM_LEVELS
+from noisewise.planning.clusters import NUM_DRAWS, NUM_LEVELS
 from noisewise.planning.plan import Plan
 from noisewise.schedule import NoiseSchedule
 from noisewise.workflow.machine import device
