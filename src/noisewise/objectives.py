@@ -69,7 +69,7 @@ class Objective(Parametrisation):
     def __post_init__(self) -> None:
         kind = self.schedule.kind
         defaults = {"prediction_type": PREDICTIONS[kind][0], "noise_distribution": DISTRIBUTIONS[kind][0]}
-        for name, default in defaults.items():
+        for name, default in {**defaults, "sigma_data": SIGMA_DATA}.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
         if kind != "vp":

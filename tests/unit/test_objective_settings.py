@@ -32,6 +32,7 @@ def test_defaults_follow_the_schedule() -> None:
     edm, flow = Objective(NoiseSchedule.edm()), Objective(NoiseSchedule.flow())
     assert (edm.prediction_type, edm.time, edm.noise_distribution) == ("edm", "continuous", "lognormal")
     assert (edm.p_mean, edm.p_std, edm.sigma_data) == (-1.2, 1.2, 0.5)
+    assert Objective(NoiseSchedule.edm(), sigma_data=None) == edm
     assert (flow.prediction_type, flow.time, flow.noise_distribution) == ("velocity", "continuous", "uniform")
     logit = Objective(NoiseSchedule.flow(), noise_distribution="logit-normal", p_std=0.7)
     assert (logit.p_mean, logit.p_std) == (0.0, 0.7)
