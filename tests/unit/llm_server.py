@@ -83,6 +83,7 @@ class Server:
     behaviour: Behaviour
     requests: list[Request] = field(default_factory=list)
     headers: list[str] = field(default_factory=list)
+    num_before: int = 0  # requests that count as made already
 
 
 @contextmanager
@@ -93,7 +94,7 @@ def serving(behaviour: Behaviour) -> Iterator[Server]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            request = Request(self, self.path, body, len(server.requests), release)
+            request = Request(self, self.path, body, server.num_before + len(server.requests), release)
             server.requests.append(request)
             server.headers.append(str(self.headers))
             server.behaviour(request)

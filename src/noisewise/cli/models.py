@@ -13,6 +13,7 @@ from noisewise.cli.recipes import Overrides, Sampler
 from noisewise.errors import SettingError
 
 Importance = Literal["taylor", "magnitude", "random", "diff-pruning"]
+ProposerKind = Literal["importance", "evolution", "random", "llm"]
 
 
 def prune(
@@ -23,8 +24,14 @@ def prune(
     out: Path,
     importance: Importance = "magnitude",
     recipe: Path | None = None,
+    set_: Overrides = (),
     timesteps: tuple[int, int] | None = None,
     seed: int = 0,
+    proposer: ProposerKind | None = None,
+    base_url: str | None = None,
+    model_name: str | None = None,
+    api_key_env: str | None = None,
+    replay: Path | None = None,
 ) -> None:
     """Prune one model to one budget and save it as a diffusers folder.
 
@@ -33,16 +40,35 @@ def prune(
         budget: MACs to keep, as a fraction of the model's, between 0 and 1; met within 2 % or refused.
         out: folder to write; must not exist yet, or be empty.
         importance: which channels matter; taylor and diff-pruning look at images and need --recipe.
-        recipe: recipe whose data, schedule and objective score the channels.
+        recipe: recipe whose data, schedule and objective score the channels and a proposer's candidates.
+        set_: change a setting of the recipe, e.g. --set prune.proposer.rounds=2; may be given many times.
         timesteps: score on these timesteps only, first and last but one, e.g. --timesteps 0 139.
         seed: seed of random importances and of noise.
+        proposer: measure candidates in rounds instead of taking the solver's answer; needs --recipe.
+        base_url: with --proposer llm, the server's address, e.g. http://127.0.0.1:8080/v1.
+        model_name: with --proposer llm, the language model's name, as the server knows it.
+        api_key_env: with --proposer llm, the environment variable that holds the server's key.
+        replay: with --proposer llm, a transcript to replay instead of asking a server.
     """
     from noisewise.workflow.recipe import load_recipe
     from noisewise.workflow.single import prune_model
 
     _check_range("--seed", seed, 0)
-    settings = None if recipe is None else load_recipe(recipe)
-    info = prune_model(model, budget, out, importance, settings, timesteps, seed)
+    if set_ and recipe is None:
+        raise SettingError("--set: changes the settings of a recipe; name one by --recipe")
+    settings = None if recipe is None else load_recipe(recipe, set_)
+    options = {"base_url": base_url, "model": model_name, "api_key_env": api_key_env, "replay": replay}
+    given = {name: value for name, value in options.items() if value is not None}
+    search = None
+    if proposer is None and given:
+        raise SettingError(f"--{next(iter(given)).replace('_', '-')}: belongs to --proposer llm")
+    if proposer is not None and settings is None:
+        raise SettingError("--proposer: it measures candidates on images; name a recipe with their `data` by --recipe")
+    if proposer is not None and settings is not None:
+        from noisewise.workflow.proposing import proposer_settings
+
+        search = proposer_settings(settings, proposer, given)
+    info = prune_model(model, budget, out, importance, settings, timesteps, seed, search, print)
     print(
         f"{out}: {info.achieved:.4f} of the MACs (asked {info.asked}), {info.macs:,} of {info.base_macs:,}; "
         f"{info.parameters:,} of {info.base_parameters:,} parameters"

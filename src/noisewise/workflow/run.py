@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from noisewise.errors import SettingError
 from noisewise.files import disk_errors, read_json, write_atomic, write_json
+from noisewise.pruning.llm.transcript import TRANSCRIPT
 from noisewise.workflow.builder import build_graph
 from noisewise.workflow.decoders import KEY
 from noisewise.workflow.executor import Runner, default_threads, follow, run_parallel, run_serial, run_step
@@ -76,6 +77,7 @@ def run_recipe(graph: Graph, store: Store, runs: Path, sink: Sink, num_jobs: int
     recipe = graph.recipe
     folder = folder_of(recipe, runs)
     check_smallest_budget(graph, store)
+    check_proposers(graph.steps, store)
     with run_lock(folder), disk_errors(folder):
         write_if_new(folder / RECIPE, recipe.to_yaml())
         write_if_new(folder / PLAN, json.dumps(graph.plan.to_dict(), indent=1) + "\n")
@@ -106,10 +108,24 @@ def check_smallest_budget(graph: Graph, store: Store) -> None:
             check_budget(graph.base.network, budget, graph.recipe.prune, group, share)
 
 
+def check_proposers(steps: Iterable[StepSpec], store: Store) -> None:
+    """Before the long work: could the proposers of these steps work? A search that has begun may end without."""
+    pending = [step for step in steps if step.action == "prune" and not store.is_done(step)]
+    begun = any((store.folder(step) / TRANSCRIPT).exists() for step in pending)
+    for proposer in dict.fromkeys(step.settings["prune"].proposer for step in pending):
+        try:
+            proposer.check_ready()
+        except SettingError as error:
+            if not begun:
+                raise
+            warnings.warn(f"{error}; what its transcript does not hold comes from the default proposer", stacklevel=2)
+
+
 def run_only(graph: Graph, store: Store, names: Sequence[str], sink: Sink) -> bool:
     """Do single steps, for clusters; whether there was anything to do. Takes no run's lock, only the steps'."""
     runner = Runner(store, sink, graph.recipe.data, default_threads(1))
     steps = [graph.step(name) for name in names]
+    check_proposers(steps, store)
     with disk_errors(store.root):
         ran = [run_step(step, runner) for step in steps]
     return any(ran)
@@ -123,6 +139,9 @@ def gather(graph: Graph, store: Store, folder: Path, cached: dict[str, bool]) ->
         return False
     lines = "".join(json.dumps(line) + "\n" for line in all_metrics(graph, store))
     write_atomic(folder / METRICS, lines)
+    transcripts = [store.folder(step) / TRANSCRIPT for step in graph.steps if step.action == "prune"]
+    if exchanged := "".join(path.read_text(encoding="utf-8") for path in transcripts if path.is_file()):
+        write_atomic(folder / TRANSCRIPT, exchanged)
     (folder / "samples").mkdir(exist_ok=True)
     for name, step in [("real", graph.reference), *((row.id, row.sample) for row in graph.rows)]:
         store.check(step)

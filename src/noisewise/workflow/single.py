@@ -18,6 +18,7 @@ from noisewise.files import disk_errors, write_json
 from noisewise.models.loading import load_denoiser, save_pipeline
 from noisewise.models.networks import describe
 from noisewise.planning.plan import Plan
+from noisewise.pruning.settings import SearchSettings
 from noisewise.sampling.kinds import SchedulerKind
 from noisewise.schedule import NoiseSchedule
 from noisewise.workflow import measure
@@ -78,39 +79,69 @@ def prune_model(
     recipe: Recipe | None,
     timesteps: tuple[int, int] | None,
     seed: int,
+    proposer: SearchSettings | None = None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Any:
-    """Prune one model to one budget and save it; with a recipe its images and objective score the channels."""
-    from noisewise.pruning.prune import prune_to_budget
+    """Prune one model to one budget and save it; with a recipe its images and objective score the channels.
 
+    With a proposer its candidates are measured on those images too, and ``log`` takes a line for each.
+    """
     _check_new(out)
+    if proposer is not None:
+        proposer.check_ready()
     model, scheduler = load_denoiser(folder)
-    needed: dict[str, Any] = {}
-    if importance in ("taylor", "diff-pruning"):
-        if recipe is None:
-            raise SettingError(
-                f"--importance {importance}: it looks at images; name a recipe with their `data` by --recipe, "
-                "or use magnitude or random"
-            )
-        from noisewise.data.load import load_data
-
-        schedule = make_schedule(recipe.schedule, scheduler)
-        needed["objective"] = make_objective(recipe.objective, schedule)
-        needed["images"] = load_data(recipe.data).train
-        needed["timesteps"] = timesteps
-    else:
-        for option, given in (("--timesteps", timesteps), ("--recipe", recipe)):
-            if given is not None:
-                raise SettingError(f"{option}: {importance} importance would ignore it; use taylor or diff-pruning")
+    needed = _looked_at(importance, recipe, timesteps, scheduler, proposer is not None)
     model = model.to(device())
-    small, info = prune_to_budget(model, describe(model).example_inputs(model), budget, importance, seed=seed, **needed)  # type: ignore[arg-type]  # the kind is checked where it is used
+    records = None
+    if proposer is None:
+        from noisewise.pruning.prune import prune_to_budget
+
+        inputs = describe(model).example_inputs(model)
+        small, info = prune_to_budget(model, inputs, budget, importance, seed=seed, **needed)  # type: ignore[arg-type]  # the kind is checked where it is used
+    else:
+        from noisewise.workflow.proposing import search_model
+
+        assert recipe is not None
+        found, records = search_model(
+            model, budget, proposer, out, importance=importance, recipe=recipe, seed=seed, log=log, **needed
+        )
+        small, info = found.model, found.info
     small = small.to("cpu")
     with _whole_folder(out) as folder:
         if scheduler is None:
             small.save_pretrained(folder)
         else:
             save_pipeline(small, scheduler, folder)
-        write_json(folder / "pruning.json", info.to_dict())
+        said = {} if records is None else {"proposed": found.proposed, "proposer": dict(found.account)}
+        write_json(folder / "pruning.json", {**info.to_dict(), **said})
+        if records is not None:
+            shutil.copytree(records, folder, dirs_exist_ok=True)
+    if records is not None:
+        shutil.rmtree(records)
     return info
+
+
+def _looked_at(
+    importance: str, recipe: Recipe | None, timesteps: tuple[int, int] | None, scheduler: Any, searching: bool
+) -> dict[str, Any]:
+    """Objective, images and timesteps, where anything looks at them."""
+    asking = "--proposer" if searching else f"--importance {importance}"
+    if not searching and importance not in ("taylor", "diff-pruning"):
+        for option, given in (("--timesteps", timesteps), ("--recipe", recipe)):
+            if given is not None:
+                raise SettingError(f"{option}: {importance} importance would ignore it; use taylor or diff-pruning")
+        return {}
+    if recipe is None:
+        rest = "" if searching else ", or use magnitude or random"
+        raise SettingError(f"{asking}: it looks at images; name a recipe with their `data` by --recipe{rest}")
+    from noisewise.data.load import load_data
+
+    schedule = make_schedule(recipe.schedule, scheduler)
+    return {
+        "objective": make_objective(recipe.objective, schedule),
+        "images": load_data(recipe.data).train,
+        "timesteps": timesteps,
+    }
 
 
 def sample_model(

@@ -177,7 +177,7 @@ def _read(status: int, raw: bytes) -> Answer:
         _clean(str(content))[:LONGEST_REPLY],
         status=status,
         finish_reason=_line(str(choice.get("finish_reason") or "")),
-        served_model=_line(str(body.get("model") or "")),
+        served_model=_served(body.get("model")),
         prompt_tokens=_count(usage.get("prompt_tokens")),
         reply_tokens=_count(usage.get("completion_tokens")),
     )
@@ -199,6 +199,12 @@ def _clean(text: str) -> str:
 
 def _line(text: str) -> str:
     return _clean(" ".join(text.split()))[:LONGEST_ERROR]
+
+
+def _served(name: Any) -> str:
+    """The model's name by the server; local servers give the file's path, whose folder is nobody's business."""
+    told = _line(name) if isinstance(name, str) else ""
+    return told.rpartition("/")[2] if told.startswith("/") else told
 
 
 def _count(value: Any) -> int | None:

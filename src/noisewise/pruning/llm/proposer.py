@@ -97,8 +97,10 @@ class LlmProposer:
             decision = decide(answer, dialect, repeats, self.settings)
             if decision.action == "read":
                 decision = looser(decision, dialect, judged, answer)
-            exchange = exchange_of(self.settings, round_, attempt, prompt, dialect, answer, judged, decision)
-            transcript.add(exchange, round_.num_exchanges)
+            transcript.add(
+                known or exchange_of(self.settings, round_, attempt, prompt, dialect, answer, judged, decision),
+                round_.num_exchanges,
+            )
             round_.num_exchanges += 1
             self._dialect = decision.dialect or dialect
             if decision.action == "repeat":

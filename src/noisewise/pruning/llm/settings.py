@@ -7,14 +7,21 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from noisewise.pruning.settings import SearchSettings
 
-# settings that say how to reach and address the model; the others decide what a recorded search makes of its replies
-CONNECTION = {
-    "kind", "base_url", "model", "api_key_env", "temperature", "seed", "timeout_seconds", "retry_seconds", "replay",
-}  # fmt: skip
+# how the server is reached: moving it changes nothing that was made before
+CONNECTION = {"base_url", "api_key_env", "timeout_seconds", "retry_seconds"}
+# and what else is of no account once the replies are known
+ASKING = {*CONNECTION, "kind", "model", "temperature", "seed", "replay"}
 VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
 
 
@@ -124,8 +131,15 @@ class LlmSettings(SearchSettings):
         return (prompt_tokens * self.prompt_price + reply_tokens * self.reply_price) / 1e6
 
     def deciding(self) -> dict[str, Any]:
-        """Settings that decide what a search makes of given replies."""
-        return self.model_dump(mode="json", exclude=CONNECTION)
+        """Settings, as JSON, that decide what a search makes of given replies."""
+        return self.model_dump(mode="json", exclude=ASKING)
+
+    @model_serializer(mode="wrap")
+    def _identity_without_connection(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> Any:
+        values = handler(self)
+        if (info.context or {}).get("identity"):
+            return {name: value for name, value in values.items() if name not in CONNECTION}
+        return values
 
     def check_ready(self) -> None:
         from noisewise.pruning.llm.check import check_ready

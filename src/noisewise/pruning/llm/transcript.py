@@ -200,6 +200,13 @@ def choose(path: Path, header: Mapping[str, Any]) -> Section:
     return found
 
 
+def recorded_settings(path: Path) -> dict[str, Any]:
+    """The settings that a transcript's first search was made with, those of the connection aside."""
+    sections = read(path)
+    settings = sections[0].header.get("settings") if sections else None
+    return dict(settings) if isinstance(settings, dict) else {}
+
+
 def difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     """What tells two searches apart, in words."""
     flat = [_flat(header) for header in (theirs, ours)]

@@ -15,7 +15,7 @@ from noisewise.workflow.executor import Runner, default_threads, run_parallel, r
 from noisewise.workflow.measure import GRID
 from noisewise.workflow.predict import in_words, predicted_seconds, si
 from noisewise.workflow.progress import Sink
-from noisewise.workflow.run import check_smallest_budget, store_of, write_if_new
+from noisewise.workflow.run import check_proposers, check_smallest_budget, store_of, write_if_new
 from noisewise.workflow.store import StepSpec, Store, closure, run_lock
 from noisewise.workflow.study.collect import collect, csv_of_cells, noise
 from noisewise.workflow.study.layout import Layout, lay_out
@@ -47,7 +47,7 @@ def open_study(
 
     Args:
         overrides: ``a.b=value`` each, for all arms.
-        keep_data: whether decoded images may be kept in the store; a dry run writes nothing.
+        keep_data: whether decoded images may be kept in a new store; a dry run makes no folder.
     """
     from noisewise.workflow.recipe import apply_overrides
 
@@ -56,7 +56,7 @@ def open_study(
     study = find_study(name)
     raw = apply_overrides(read_mapping(recipe), overrides)
     store = store_of(runs)
-    return lay_out(study, raw, num_seeds, store if keep_data else None, num_resamples), store
+    return lay_out(study, raw, num_seeds, store if keep_data or runs.is_dir() else None, num_resamples), store
 
 
 def folder_of_study(layout: Layout, runs: Path) -> Path:
@@ -144,6 +144,7 @@ def run_study(layout: Layout, store: Store, runs: Path, sink: Sink, num_jobs: in
     for cell in layout.cells:
         if cell.seed == layout.seeds[0]:
             check_smallest_budget(cell.graph, store)
+    check_proposers(layout.steps, store)
     with run_lock(folder), disk_errors(folder):
         write_if_new(folder / DESCRIPTION, json.dumps(layout.describe(), indent=1) + "\n")
         started = time.perf_counter()
