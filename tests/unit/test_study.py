@@ -15,7 +15,7 @@ import pytest
 
 from noisewise.errors import SettingError
 from noisewise.report.study_page import write_study
-from noisewise.report.study_tables import answers, headline
+from noisewise.report.study_words import answers, headline
 from noisewise.workflow.progress import Event
 from noisewise.workflow.recipe import Recipe
 from noisewise.workflow.store import Store
@@ -39,16 +39,17 @@ TINY: dict[str, Any] = {
 }
 
 
-def two_arms(recipe: Recipe) -> list[Arm]:
+def three_arms(recipe: Recipe) -> list[Arm]:
     return [
         Arm("one network", "base-continued", paper=("4.08",)),
         Arm("an expert per group", "unpruned", paper=("3.52",), x=2.0),
+        Arm("the base", "base", x=1.0),
     ]
 
 
-SMALL = Study("small", "Small <study>", "Does it run?", "any recipe", two_arms, "one network",
+SMALL = Study("small", "Small <study>", "Does it run?", "any recipe", three_arms, "one network",
               Paper("a paper", ("FID",), "nothing compares", effect=0.1), axis="groups",
-              figures=("differences", "cost", "axis", "images"))  # fmt: skip
+              figures=("differences", "cost", "axis", "images", "training"), cost_to_match=True)  # fmt: skip
 
 
 def laid_out(study: Study = SMALL, num_seeds: int = 1, store: Store | None = None, **changes: Any) -> Layout:
@@ -90,6 +91,33 @@ def test_direction_meets_at_one_cost_and_turns_the_plan_round() -> None:
     assert limits["large at the noise"][0] < limits["large at the noise"][1]
     assert limits["large at the data"][0] > limits["large at the data"][1]
     assert limits["equal sizes"][0] == pytest.approx(limits["equal sizes"][1])
+
+
+MULTISTAGE: dict[str, Any] = {
+    **{name: TINY[name] for name in ("data", "model", "sample", "evaluate")},
+    "name": "tiny-stages",
+    "schedule": {"kind": "vp"},
+    "method": "multi-decoder",
+    "base": {"num_images": 96, "batch_size": 32, "num_snapshots": 3},
+    "plan": {"method": "optimal-denoiser", "num_draws": 8, "num_levels": 10},
+    "multi_decoder": {"decoders": [1.5, 1, 0.5]},
+}
+
+
+@pytest.mark.parametrize("name", [name for name in STUDIES if name.startswith("multistage")])
+def test_multistage_studies_lay_out_at_equal_images_with_one_network_shared(name: str) -> None:
+    layout = lay_out(find_study(name), copy.deepcopy(MULTISTAGE), 1, None)
+    images = {cell.arm.label: sum(step.num_images for step in cell.row.training) for cell in layout.cells}
+    assert set(images.values()) == {96}
+    trained = {step.id for step in layout.steps if step.name in ("base", "joint")}
+    assert len(trained) == {"multistage-table1": 4, "multistage-groups": 9, "multistage-table4": 3}.get(name, 2)
+    if name == "multistage-groups":
+        numbers = {int(cell.arm.x or 0) for cell in layout.cells if cell.row.id == "multi-decoder"}
+        assert numbers == {len(cell.graph.plan.groups) for cell in layout.cells if cell.row.id == "multi-decoder"}
+    if name == "multistage-evaluations":
+        assert {layout.against(arm).x for arm in layout.arms if arm.line == "multi-decoder"} == {5, 10, 15, 20, 35, 50}
+    if name == "multistage-table2":
+        assert [sorted(steps) for steps in layout.snapshots.values()] == [[24, 48, 72]] * 2
 
 
 def test_images_are_paired_between_arms_and_new_with_every_seed() -> None:
@@ -196,7 +224,7 @@ def test_numbers_are_those_of_the_steps(two_seeds: Done, runs: Path) -> None:
         own = [values[arm["key"], seed] for seed in layout.seeds]
         assert arm["frechet"]["values"] == own
         assert arm["frechet"]["mean"] == pytest.approx(np.mean(own))
-        assert arm["training_images"] == 64 + 2 * 32
+        assert arm["training_images"] == (64 if arm["row"] == "base" else 64 + 2 * 32)
     pair = [values["an-expert-per-group", s] - values["one-network", s] for s in layout.seeds]
     difference = found["arms"][1]["difference"]
     assert difference["value"] == pytest.approx(np.mean(pair))
@@ -209,6 +237,23 @@ def test_numbers_are_those_of_the_steps(two_seeds: Done, runs: Path) -> None:
         lines = list(csv.DictReader(file))
     assert {(line["arm"], int(line["seed"])): float(line["frechet"]) for line in lines} == values
     assert str(runs) not in json.dumps(found)
+
+
+def test_cost_to_match_is_the_first_point_as_good_as_the_reference_at_its_best(two_seeds: Done, runs: Path) -> None:
+    layout, store, _, _ = two_seeds
+    found = results(runs)
+    assert [(point["arm"], point["training_images"]) for point in found["snapshots"]] == [("the-base", 32)] * 2
+    for line in found["match"]:
+        frechet = {arm["key"]: arm["frechet"]["values"][layout.seeds.index(line["seed"])] for arm in found["arms"]}
+        assert line["best"] == frechet["one-network"]
+        own = {64: frechet["the-base"]} if line["arm"] == "the-base" else {128: frechet[line["arm"]]}
+        if line["arm"] == "the-base":
+            own |= {p["training_images"]: p["frechet"] for p in found["snapshots"] if p["seed"] == line["seed"]}
+        good = [images for images, distance in own.items() if distance <= line["best"]]
+        assert line["training_images"] == min(good, default=None)
+    base = layout.cells[2].row.model
+    half = next(p for p in found["snapshots"] if p["seed"] == layout.seeds[0])
+    assert half["training_macs"] == 3 * 32 * store.record(base).result["macs"]
 
 
 def test_time_is_accounted_for(two_seeds: Done) -> None:
@@ -240,8 +285,8 @@ def test_page_markdown_and_figures(two_seeds: Done, runs: Path) -> None:
     assert "Small &lt;study&gt;" in page
     assert "<study>" not in page
     assert not re.findall(r"(?:src|href)=\"https?:", page)
-    assert page.count("data-arm=") == 2
-    assert page.count("data:image/png") == 3
+    assert page.count("data-arm=") == 3
+    assert page.count("data:image/png") == 4
     for name in SMALL.figures:
         assert (folder / "figures" / f"{name}.svg").read_text().startswith("<?xml")
         assert f'id="figure-{name}"' in page
@@ -254,7 +299,7 @@ def test_page_markdown_and_figures(two_seeds: Done, runs: Path) -> None:
 
 def test_cost_and_resolution_come_before_the_work(runs: Path, tmp_path: Path) -> None:
     layout, fresh = laid_out(num_seeds=2), Store(tmp_path / "store")
-    assert "2 arms x 2 seeds = 4 cells" in summary(layout, fresh, 1)
+    assert "3 arms x 2 seeds = 6 cells" in summary(layout, fresh, 1)
     assert f"{2 * (64 + 2 * 32 + 2 * 32):,} training images" in summary(layout, fresh, 1)
     assert resolving(layout, fresh) == []  # nothing is known before real images were looked at
     table = cells_table(layout, fresh).splitlines()

@@ -87,7 +87,7 @@ def study(
     if outcome.changed or not page.is_file():
         page = write_study(outcome.folder)
     if progress != "json":
-        from noisewise.report.study_tables import spoken
+        from noisewise.report.study_words import spoken
 
         print()
         print(spoken(outcome.folder))

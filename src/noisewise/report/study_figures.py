@@ -26,7 +26,8 @@ def arm_styles(results: Results) -> dict[str, Style]:
 def differences_figure(results: Results) -> Figure:
     """Each arm's difference from the reference with its interval; small marks are single seeds."""
     arms = [arm for arm in results["arms"] if arm["difference"] is not None]
-    reference = next(arm for arm in results["arms"] if arm["key"] == results["reference"])
+    by_key = {arm["key"]: arm for arm in results["arms"]}
+    references = {arm["against"] for arm in arms}
     looks = arm_styles(results)
     figure = new_figure(0.9 + 0.36 * len(arms), 5.2)
     axis = figure.subplots()
@@ -34,7 +35,8 @@ def differences_figure(results: Results) -> Figure:
     for y, arm in enumerate(arms):
         found, look = arm["difference"], looks[arm["key"]]
         axis.plot([found["low"], found["high"]], [y, y], color=look.light, lw=1.8, solid_capstyle="butt")
-        single = [a - b for a, b in zip(arm["frechet"]["values"], reference["frechet"]["values"], strict=True)]
+        pairs = zip(arm["frechet"]["values"], by_key[arm["against"]]["frechet"]["values"], strict=True)
+        single = [own - other for own, other in pairs]
         if len(single) > 1:
             axis.plot(single, [y + 0.22] * len(single), "|", color=look.light, ms=6, mew=1.2)
         axis.plot([found["value"]], [y], look.marker, color=look.light, mec=PAPER, mew=0.6, ms=6.5)
@@ -42,7 +44,8 @@ def differences_figure(results: Results) -> Figure:
     axis.tick_params(axis="y", colors=INK, length=0)
     axis.set_ylim(len(arms) - 0.5, -0.6)
     axis.grid(visible=False, axis="y")
-    axis.set_xlabel(f"Fréchet distance less that of “{reference['label']}”")
+    one = f"“{by_key[references.pop()]['label']}”" if len(references) == 1 else "the arm it is compared with"
+    axis.set_xlabel(f"Fréchet distance less that of {one}")
     for x, words, side in ((0, "better", "left"), (1, "worse", "right")):
         axis.annotate(words, (x, 1), (0, 3), "axes fraction", "offset points", color=MUTED, fontsize=8.5, ha=side)
     return figure
@@ -103,30 +106,50 @@ def axis_figure(results: Results) -> Figure:
 
 @styled
 def images_figure(results: Results) -> Figure:
-    """Fréchet distance against training images: the base on its way, then the arms; bars are deviations over seeds."""
+    """Fréchet distance against training images: networks on their way, then the arms; bars are deviations."""
+    figure = _along_training(results, "training_images", 1.0)
+    count_axis(figure.axes[0])
+    figure.axes[0].set_xlabel("training images")
+    return figure
+
+
+@styled
+def training_figure(results: Results) -> Figure:
+    """Fréchet distance against the training's multiply-accumulates."""
+    factor, prefix = scale_of("up", [arm["training_macs"]["mean"] for arm in results["arms"]])
+    figure = _along_training(results, "training_macs", factor)
+    figure.axes[0].set_xlabel(f"training, {prefix} MACs".replace("  ", " "))
+    return figure
+
+
+def _along_training(results: Results, name: str, factor: float) -> Figure:
+    """Mean distance over seeds against ``name``, snapshots joined to the arm they belong to."""
     figure, looks = new_figure(3.6), arm_styles(results)
     axis = figure.subplots()
-    by_images: dict[int, list[float]] = {}
+    by_arm: dict[str, dict[int, list[Mapping[str, Any]]]] = {}
     for point in results["snapshots"]:
-        by_images.setdefault(point["training_images"], []).append(point["frechet"])
-    if by_images:
-        axis.plot(list(by_images), [sum(v) / len(v) for v in by_images.values()], color=MUTED, marker="s", ms=4,
-                  label="base on its way")  # fmt: skip
+        by_arm.setdefault(point["arm"], {}).setdefault(point["training_images"], []).append(point)
     for arm in results["arms"]:
-        _point(axis, arm["training_images"], arm, looks[arm["key"]], arm["label"])
+        points = list(by_arm.get(arm["key"], {}).values())
+        mean = arm[name]["mean"] if isinstance(arm[name], Mapping) else arm[name]
+        x = [*(points_[0][name] / factor for points_ in points), mean / factor]
+        y = [*(sum(p["frechet"] for p in points_) / len(points_) for points_ in points), arm["frechet"]["mean"]]
+        look = looks[arm["key"]]
+        axis.plot(x, y, color=look.light, ls=look.dash, marker=look.marker, ms=3.5, lw=1.2)
+        _point(axis, mean / factor, arm, look, arm["label"])
     values = [value for arm in results["arms"] for value in arm["frechet"]["values"]]
     _quality(axis, results, [*values, *(point["frechet"] for point in results["snapshots"])])
-    count_axis(axis)
     axis.set_xlim(left=0)
-    axis.set_xlabel("training images")
     figure.legend(loc="outside upper left", ncols=2)
     return figure
 
 
-DRAW = {"differences": differences_figure, "cost": cost_figure, "axis": axis_figure, "images": images_figure}
+DRAW = {"differences": differences_figure, "cost": cost_figure, "axis": axis_figure, "images": images_figure,
+        "training": training_figure}  # fmt: skip
 ALT = {
     "differences": "Each arm's difference of Fréchet distance from the reference arm, with its 95 % interval",
     "cost": "Fréchet distance of each arm against its multiply-accumulates per image",
     "axis": "Fréchet distance along the study's axis",
     "images": "Fréchet distance against the number of training images",
+    "training": "Fréchet distance against the multiply-accumulates spent in training",
 }

@@ -9,14 +9,15 @@ from typing import Any
 from noisewise.files import write_atomic
 from noisewise.report.page_parts import Picture, data_uri, duration, flattened, moment, number
 from noisewise.report.study_figures import ALT, DRAW, arm_styles
-from noisewise.report.study_tables import (
+from noisewise.report.study_tables import load_study, study_table
+from noisewise.report.study_words import (
+    MATCH_HEADS,
     answers,
     headline,
-    load_study,
     markdown,
+    match_lines,
     noise_sentences,
     paper_lines,
-    study_table,
 )
 from noisewise.report.style import inline_svg, standalone_svg, svg_of, variable_of, variables
 
@@ -79,6 +80,8 @@ def render(results: Mapping[str, Any], drawings: Mapping[str, str], grids: list[
         answers=answers(results),
         noise=noise_sentences(results),
         paper=paper_lines(results),
+        match=match_lines(results),
+        match_heads=MATCH_HEADS,
         drawings={name: Markup(svg) for name, svg in drawings.items()},  # drawn here, its texts escaped
         captions=ALT,
         grids=grids,

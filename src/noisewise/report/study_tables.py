@@ -1,20 +1,18 @@
-"""A study's results as text: the columns of its table, what each difference says, and the markdown page."""
+"""A study's table: its columns, and each arm's numbers as text."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from noisewise.files import read_json
-from noisewise.report.columns import MISSING, Scaling, decimals_of, format_value, scale_of
-from noisewise.report.page_parts import duration, moment
+from noisewise.report.columns import Scaling, decimals_of, format_value, scale_of
 from noisewise.report.results import Interval
 
 Arm = Mapping[str, Any]
 Value = Any  # a number, a spread over seeds ({"mean", "deviation"}), an Interval, words, or None
-ONE_SEED = "One training seed: the intervals cover the choice of images, not the training's own luck."
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,12 @@ def label_of_reference(results: Mapping[str, Any]) -> str:
     return next(str(arm["label"]) for arm in results["arms"] if arm["key"] == results["reference"])
 
 
-def _difference(arm: Arm) -> Value:
+def label_against(results: Mapping[str, Any], arm: Arm) -> str:
+    """Label of the arm that one is compared with."""
+    return next(str(other["label"]) for other in results["arms"] if other["key"] == arm["against"])
+
+
+def difference_of(arm: Arm) -> Value:
     found = arm["difference"]
     return None if found is None else Interval(**{key: found[key] for key in ("value", "low", "high")})
 
@@ -73,7 +76,8 @@ def _group(i: int) -> Callable[[Arm], Value]:
 
 def columns_of(results: Mapping[str, Any]) -> list[Column]:
     """All columns; losses by group where all arms have the same groups."""
-    metric, reference = results["metric"], label_of_reference(results)
+    metric, references = results["metric"], {label_against(results, arm) for arm in results["arms"]}
+    against = f"“{references.pop()}”" if len(references) == 1 else "the arm it is compared with"
     first = results["arms"][0]["groups"]
     same = len(first) > 1 and all(arm["groups"] == first for arm in results["arms"])
     groups = [
@@ -84,9 +88,9 @@ def columns_of(results: Mapping[str, Any]) -> list[Column]:
     return [
         Column("Quality", "Fréchet distance", "", f"{metric['name']}, {metric['n']:,} images a side: mean over seeds "
                "± standard deviation. Lower is better.", lambda arm: arm["frechet"]),
-        Column("Quality", "difference", "", f"Fréchet distance less that of “{reference}”, with its 95 % interval: "
+        Column("Quality", "difference", "", f"Fréchet distance less that of {against}, with its 95 % interval: "
                "paired by training seed and by the images' noise, from a bootstrap over seeds and images, at least as "
-               "wide as Student's t over the seeds. Below zero is better.", _difference),
+               "wide as Student's t over the seeds. Below zero is better.", difference_of),
         Column("Quality", "says", "", "“no difference shown” where the interval covers zero.", _relation),
         Column("Quality", "KID", "", "Kernel distance of the same features, mean ± deviation over seeds.",
                lambda arm: arm["kid"], "thousandths"),
@@ -112,7 +116,7 @@ def columns_of(results: Mapping[str, Any]) -> list[Column]:
     ]  # fmt: skip
 
 
-def _numbers(value: Value) -> list[float]:
+def numbers_of(value: Value) -> list[float]:
     if value is None or isinstance(value, str):
         return []
     if isinstance(value, Mapping):
@@ -138,146 +142,10 @@ def study_table(results: Mapping[str, Any]) -> StudyTable:
     units, texts = [], [[] for _ in arms]  # type: tuple[list[str], list[list[str]]]
     for column in columns:
         values = [column.value(arm) for arm in arms]
-        numbers = [x for value in values for x in _numbers(value)]
+        numbers = [x for value in values for x in numbers_of(value)]
         factor, prefix = scale_of(column.scaling, numbers)
         decimals = decimals_of([x / factor for x in numbers], column.digits)
         units.append(f"{prefix} {column.unit}".strip() if column.unit in ("", "MACs") else prefix + column.unit)
         for line, value in zip(texts, values, strict=True):
             line.append(_text(value, factor, decimals))
     return StudyTable(columns, units, list(zip(arms, texts, strict=True)))
-
-
-def answers(results: Mapping[str, Any]) -> list[str]:
-    """What each arm's interval says against the reference, then the caveat of a single seed."""
-    reference = label_of_reference(results)
-    found = [_answer(arm, reference) for arm in results["arms"] if arm["difference"] is not None]
-    return found + ([ONE_SEED] if len(results["seeds"]) == 1 else [])
-
-
-def _answer(arm: Arm, reference: str) -> str:
-    difference = _difference(arm)
-    numbers = _numbers(difference)
-    value, low, high = (format_value(x, 1, decimals_of(numbers, 3)) for x in numbers)
-    interval = f"{value}, 95 % interval {low} to {high}"
-    relation = arm["difference"]["relation"]
-    if relation == "no difference shown":
-        return f"{arm['label']}: no difference shown ({interval})."
-    return f"{arm['label']}: {relation} than “{reference}” ({interval})."
-
-
-def headline(results: Mapping[str, Any]) -> str:
-    """One sentence: how many arms differ from the reference, and which."""
-    reference = label_of_reference(results)
-    by: dict[str, list[str]] = {"better": [], "worse": []}
-    for arm in results["arms"]:
-        if arm["difference"] is not None and arm["difference"]["relation"] in by:
-            by[arm["difference"]["relation"]].append(f"“{arm['label']}”")
-    shown = [f"{relation} than “{reference}”: {', '.join(labels)}" for relation, labels in by.items() if labels]
-    return f"Shown {'; '.join(shown)}." if shown else f"No difference from “{reference}” is shown."
-
-
-def paper_lines(results: Mapping[str, Any]) -> list[list[str]]:
-    """The paper's numbers beside ours: label, ours, ours relative to the reference, the paper's relative, its columns.
-
-    Relative numbers are of the paper's first column, where the paper has the reference arm.
-    """
-    arms = results["arms"]
-    own = next(arm for arm in arms if arm["key"] == results["reference"])
-    base = _number_of(own["paper"])
-    lines = []
-    for arm in arms:
-        if not arm["paper"]:
-            continue
-        printed = _number_of(arm["paper"])
-        theirs = MISSING if base is None or printed is None else _percent(printed / base - 1)
-        ours = _percent(arm["frechet"]["mean"] / own["frechet"]["mean"] - 1)
-        columns = [*arm["paper"], *[MISSING] * (len(results["paper"]["columns"]) - len(arm["paper"]))]
-        lines.append([str(arm["label"]), f"{arm['frechet']['mean']:.4g}", ours, theirs, *columns])
-    for label, *printed in results["paper"]["others"]:
-        lines.append([str(label), MISSING, MISSING, MISSING, *printed])
-    return lines
-
-
-def _number_of(printed: Sequence[str]) -> float | None:
-    try:
-        return float(printed[0])
-    except (IndexError, ValueError):
-        return None
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:+.1f} %".replace("-", "−")
-
-
-def noise_sentences(results: Mapping[str, Any]) -> list[str]:
-    """The metric's own noise, in words."""
-    metric = results["metric"]
-    floor = metric["floor"]
-    found = [
-        f"Real images against real ones score {floor['mean']:.3g} ± {floor['deviation']:.2g} (n = {floor['n']:,} a "
-        f"side, {len(floor['values'])} random halves); with {_seeds(results)} differences below "
-        f"{metric['resolution']:.2g} cannot be told from none, at best."
-    ]
-    if twice := metric.get("sampled_twice"):
-        found.append(
-            f"One network, “{label_of_reference(results)}”, sampled twice with other noise: {twice[0]:.4g} and "
-            f"{twice[1]:.4g}."
-        )
-    return found
-
-
-def _seeds(results: Mapping[str, Any]) -> str:
-    number = len(results["seeds"])
-    return "one seed" if number == 1 else f"{number} seeds"
-
-
-def spoken(folder: Path) -> str:
-    """Distances and answers for a terminal."""
-    results = load_study(folder)
-    distances = [f"{arm['label']}: {arm['frechet']['mean']:.4g}" for arm in results["arms"]]
-    return "\n".join([f"Fréchet distance: {'; '.join(distances)}", headline(results), *answers(results)])
-
-
-def markdown(results: Mapping[str, Any]) -> str:
-    """`study.md`: the question, the answers, the tables and how they were made."""
-    table = study_table(results)
-    heads = [
-        column.title if column.section == "Quality" else f"{column.section}: {column.title}" for column in table.columns
-    ]
-    heads = [f"{head}, {unit}" if unit else head for head, unit in zip(heads, table.units, strict=True)]
-    lines = [[str(arm["label"]), *texts] for arm, texts in table.lines]
-    paper = paper_lines(results)
-    parts = [
-        f"# {results['title']}",
-        results["question"],
-        headline(results),
-        "\n".join(f"- {answer}" for answer in answers(results)),
-        _grid(["", *heads], lines),
-        " ".join(noise_sentences(results)),
-        f"## The paper\n\n{results['paper']['source']}. {results['paper']['limits']}",
-        *([_grid(["", "ours", "ours, relative", "the paper's, relative", *results["paper"]["columns"]], paper)]
-          if paper else []),
-        "## How it was made\n\n" + _made(results),
-    ]  # fmt: skip
-    return "\n\n".join(parts) + "\n"
-
-
-def _made(results: Mapping[str, Any]) -> str:
-    data, timing = results["data"], results["timing"]
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    return (
-        f"    {results['command']}\n\n{moment(results['created'])}, {results['machine']}, "
-        f"{duration(timing['seconds'])} of steps "
-        f"({100 * timing['share_outside']:.1f} % outside training, sampling and feature extraction); "
-        f"{versions}. Seeds {', '.join(map(str, results['seeds']))}; {data['name']}, {data['size']}x{data['size']}, "
-        f"{data['num_train']:,} training and {data['num_test']:,} held-out images."
-    )
-
-
-def _grid(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = [heads, [":--", *["--:"] * (len(heads) - 1)], *lines]
-    return "\n".join("| " + " | ".join(_escaped(cell) for cell in row) + " |" for row in rows)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")

@@ -64,7 +64,8 @@ class Stages:
             return t.train("joint", t.continued_images(), ("joint",), source=self.decoders(), macs=macs, **more)
         decoders = self.base.decoders
         macs = sum(share * decoders.macs[group] for group, share in shares.items())
-        return t.train("joint", t.scratch(t.total_images), ("joint",), macs=macs, network=decoders.network(), **more)
+        more |= {"network": decoders.network(), "snapshots": t.snapshot_images()}
+        return t.train("joint", t.scratch(t.total_images), ("joint",), macs=macs, **more)
 
     def decoders(self) -> StepSpec:
         """The trained base's encoder, and its decoder pruned to each group's cost limit."""

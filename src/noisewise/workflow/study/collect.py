@@ -49,6 +49,7 @@ def collect(layout: Layout, store: Store, commands: Mapping[str, float]) -> dict
         "paper": {"source": study.paper.source, "columns": list(study.paper.columns), "limits": study.paper.limits,
                   "others": [list(other) for other in study.paper.others]},
         "axis": study.axis,
+        "match": cost_to_match(layout, cells, store) if study.cost_to_match else [],
         "figures": list(study.figures),
         "metric": {"name": reference["metric"], "n": reference["n"], "provenance": reference["frechet"],
                    **noise(layout, store)},
@@ -101,7 +102,8 @@ SPREAD = ("frechet", "test_loss", "macs_per_image", "training_macs", "training_s
 def _arm(layout: Layout, arm: Arm, cells: Sequence[Mapping[str, Any]], store: Store) -> dict[str, Any]:
     """An arm's numbers over its seeds, and its difference from the reference arm."""
     first = cells[0]
-    found = compare(layout, arm, store) if arm is not layout.reference else None
+    against = layout.against(arm)
+    found = compare(layout, arm, against, store) if arm is not against else None
     return {
         "key": arm.key,
         "label": arm.label,
@@ -111,6 +113,7 @@ def _arm(layout: Layout, arm: Arm, cells: Sequence[Mapping[str, Any]], store: St
         "paper": list(arm.paper),
         "x": arm.x,
         "line": arm.line,
+        "against": against.key,
         **{name: vars(Spread.of([cell[name] for cell in cells])) for name in SPREAD},
         "kid": vars(Spread.of([cell["kid"]["value"] for cell in cells])),
         "groups": [[group.t_start, group.t_stop] for group in layout.cell(arm, layout.seeds[0]).graph.plan.groups],
@@ -125,15 +128,15 @@ def _arm(layout: Layout, arm: Arm, cells: Sequence[Mapping[str, Any]], store: St
     }  # fmt: skip
 
 
-def compare(layout: Layout, arm: Arm, store: Store) -> Difference:
-    """An arm against the reference arm, over all seeds."""
+def compare(layout: Layout, arm: Arm, against: Arm, store: Store) -> Difference:
+    """An arm against another, over all seeds."""
     observed, resampled = [], []
     for seed in layout.seeds:
         step = layout.resamples[seed]
         distances = np.load(store.folder(step) / RESAMPLED, allow_pickle=False)  # [A, B]
         order = store.record(step).result["arms"]
-        resampled.append(distances[order.index(arm.key)] - distances[order.index(layout.reference.key)])
-        pair = [layout.cell(which, seed).row.evaluate for which in (arm, layout.reference)]
+        resampled.append(distances[order.index(arm.key)] - distances[order.index(against.key)])
+        pair = [layout.cell(which, seed).row.evaluate for which in (arm, against)]
         own, other = (store.record(step).result["frechet"]["value"] for step in pair)
         observed.append(own - other)
     return difference(observed, np.stack(resampled), np.random.default_rng(layout.seeds[0]))
@@ -161,10 +164,35 @@ def noise(layout: Layout, store: Store) -> dict[str, Any]:
 
 def _snapshots(layout: Layout, store: Store) -> list[dict[str, Any]]:
     return [
-        {"seed": seed, "training_images": images, "frechet": store.record(step).result["frechet"]["value"]}
-        for seed, steps in layout.snapshots.items()
+        {"arm": cell.arm.key, "seed": cell.seed, "training_images": images,
+         "training_macs": _macs_so_far(cell, images, store), "frechet": store.record(step).result["frechet"]["value"]}
+        for cell, steps in layout.snapshots.items()
         for images, step in steps.items()
-    ]
+    ]  # fmt: skip
+
+
+def _macs_so_far(cell: Cell, images: int, store: Store) -> float:
+    """Of a row that is one training, after some of its images."""
+    return spent_macs(cell.row.model, store) * images / cell.row.model.num_images
+
+
+def cost_to_match(layout: Layout, cells: Sequence[Mapping[str, Any]], store: Store) -> list[dict[str, Any]]:
+    """When each arm first reaches the best distance of the arm it is compared with; None where it never does.
+
+    Looked at where there are snapshots, so a cost is known to a snapshot's spacing, from above.
+    """
+    points: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for point in [*_snapshots(layout, store), *cells]:
+        points.setdefault((point["arm"], point["seed"]), []).append(dict(point))
+    found = []
+    for cell in layout.cells:
+        own = sorted(points[cell.arm.key, cell.seed], key=lambda point: point["training_images"])
+        rival = points[layout.against(cell.arm).key, cell.seed]
+        best = min(point["frechet"] for point in rival)
+        first = next((point for point in own if point["frechet"] <= best), None)
+        spent = {name: None if first is None else first[name] for name in ("training_images", "training_macs")}
+        found.append({"arm": cell.arm.key, "label": cell.arm.label, "seed": cell.seed, "best": best, **spent})
+    return found
 
 
 def timing(steps: Sequence[StepSpec], store: Store, commands: Mapping[str, float]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from noisewise.workflow.recipe import Recipe
 
-FigureKind = Literal["differences", "cost", "axis", "images"]
+FigureKind = Literal["differences", "cost", "axis", "images", "training"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Arm:
     paper: tuple[str, ...] = ()  # what the paper prints for it, one per `Paper.columns`
     x: float | None = None  # where it stands on the study's axis
     line: str = ""  # which line of that figure it belongs to
+    against: str = ""  # label of the arm it is compared with, where that is not the study's reference
 
     @property
     def key(self) -> str:
@@ -61,6 +62,7 @@ class Study:
     paper: Paper
     axis: str = ""  # what `Arm.x` counts
     figures: tuple[FigureKind, ...] = ("differences", "cost")
+    cost_to_match: bool = False  # also: when does each arm reach the reference's best distance, by snapshots
 
 
 def only_plan(recipe: Recipe, **changes: Any) -> dict[str, Any]:

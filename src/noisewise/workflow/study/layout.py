@@ -67,12 +67,18 @@ class Layout:
         """Features of the real images, of the first seed."""
         return self.cells[0].graph.reference
 
+    def against(self, arm: Arm) -> Arm:
+        """The arm that one is compared with; a reference arm with itself."""
+        label = arm.against or self.study.reference
+        return next(other for other in self.arms if other.label == label)
+
     @cached_property
-    def snapshots(self) -> dict[int, dict[int, StepSpec]]:
-        """By seed, evaluations of the base on its way, where the study draws quality against training images."""
-        if "images" not in self.study.figures:
+    def snapshots(self) -> dict[Cell, dict[int, StepSpec]]:
+        """Evaluations of networks on their way, by training images, where the study draws quality along training."""
+        if not {"images", "training"} & {*self.study.figures}:
             return {}
-        return {cell.seed: dict(cell.graph.snapshots) for cell in self.cells if cell.arm is self.reference}
+        found = {cell: _snapshots(cell) for cell in self.cells}
+        return {cell: steps for cell, steps in found.items() if steps}
 
     @cached_property
     def steps(self) -> tuple[StepSpec, ...]:
@@ -82,7 +88,8 @@ class Layout:
             cells = [cell for cell in self.cells if cell.seed == seed]
             ordered += [cell.row.model for cell in cells]
             ordered += [end for cell in cells for end in cell.ends]
-            ordered += [*self.snapshots.get(seed, {}).values(), *([self.resamples[seed]] if self.resamples else [])]
+            ordered += [step for cell in cells for step in self.snapshots.get(cell, {}).values()]
+            ordered += [self.resamples[seed]] if self.resamples else []
         return tuple(closure([*ordered, self.again, *self.timings]))
 
     @cached_property
@@ -90,13 +97,10 @@ class Layout:
         """What to call each step where many share a name: its seed, and its arm where it has but one."""
         users: dict[str, list[Cell]] = {}
         for cell in self.cells:
-            for step in closure(cell.ends):
+            for step in closure([*cell.ends, *self.snapshots.get(cell, {}).values()]):
                 users.setdefault(step.id, []).append(cell)
         titles = {step.id: _title(step, users.get(step.id, [])) for step in self.steps}
-        for seed in self.seeds:
-            alone = [*self.snapshots.get(seed, {}).values(), *([self.resamples[seed]] if self.resamples else [])]
-            titles |= {step.id: f"seed {seed} · {step.name}" for step in closure(alone) if step.id not in users}
-        return titles
+        return titles | {step.id: f"seed {seed} · {step.name}" for seed, step in self.resamples.items()}
 
     def describe(self) -> dict[str, Any]:
         """What `from_description` lays out again, for worker processes and for the study's folder."""
@@ -184,6 +188,18 @@ def _check_same_ruler(study: Study, cells: Sequence[Cell]) -> None:
     """One reference set, one number of images and one way to take features, or nothing is comparable."""
     if len({cell.graph.reference.id for cell in cells}) > 1:
         raise SettingError(f"study {study.name}: its arms are measured against different images or features")
+
+
+def _snapshots(cell: Cell) -> dict[int, StepSpec]:
+    """Where the row is one training that keeps snapshots: each sampled and evaluated as the row is."""
+    row, found = cell.row, {}
+    for images in row.model.settings.get("snapshots", ()):
+        name = f"{row.id}@{images}"
+        settings = {**row.sample.settings, "snapshot": images}
+        sample = replace(row.sample, name=f"sample[{name}]", settings=settings)
+        inputs = {**row.evaluate.inputs, "sample": sample}
+        found[images] = replace(row.evaluate, name=f"evaluate[{name}]", inputs=inputs)
+    return found
 
 
 def _neighbours(graph: Graph, row: Row) -> StepSpec:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from noisewise.errors import SettingError
 from noisewise.workflow.explain import did_you_mean
-from noisewise.workflow.study import tdc
+from noisewise.workflow.study import multistage, tdc
 from noisewise.workflow.study.definition import Study
 
-STUDIES: dict[str, Study] = {study.name: study for study in tdc.STUDIES}
+STUDIES: dict[str, Study] = {study.name: study for study in (*tdc.STUDIES, *multistage.STUDIES)}
 
 
 def find_study(name: str) -> Study:

@@ -40,15 +40,32 @@ def _direction(recipe: Recipe) -> Sequence[Arm]:
         return only_plan(recipe, average_cost=cost, **changes)
 
     share = f"at {cost:g} of the base's MACs"
-    arms = [
+    return (
         Arm("equal sizes", "tdc", plan(cost_schedule="constant"), f"every group alike, {share}"),
         Arm("large at the noise", "tdc", plan(big_model_at="noise"), f"the TDC paper's direction, {share}"),
         Arm("large at the data", "tdc", plan(big_model_at="data"), f"the reverse, {share}"),
         Arm("one pruned network", "uniform", plan(cost_schedule="constant"), f"no groups, {share}"),
         Arm("equal sizes, not pruned", "unpruned", note="every group as large as the base: for context"),
         Arm("base, trained on", "base-continued", note="one network, not pruned: for context"),
-    ]
-    return arms
+        *_multistage_split(recipe, cost),
+    )
+
+
+def _multistage_split(recipe: Recipe, cost: float) -> Sequence[Arm]:
+    """The same on the groups that the optimal denoiser gives: method B's split, its direction and the reverse."""
+    equal = "optimal-denoiser groups, equal sizes"
+    share = f"at {cost:g} of the base's MACs"
+
+    def arm(label: str, note: str, **changes: Any) -> Arm:
+        plan = {"method": "optimal-denoiser", "min_cost": recipe.plan.least_cost, "average_cost": cost, **changes}
+        settings = {"plan": plan, "finetune.num_images": stage_2_images(recipe, 3)}
+        return Arm(label, "tdc", settings, f"{note}, {share}", against=equal)
+
+    return (
+        arm(equal, "three groups alike", cost_schedule="constant"),
+        arm("optimal-denoiser groups, large at the data", "the multi-stage paper's direction", big_model_at="data"),
+        arm("optimal-denoiser groups, large at the noise", "the reverse", big_model_at="noise"),
+    )
 
 
 COSTS = ("snr", "constant", "increasing", "decreasing")
@@ -88,10 +105,12 @@ def _table_3(recipe: Recipe) -> Sequence[Arm]:
 
 def _shared(recipe: Recipe, num_groups: int) -> dict[str, Any]:
     """A number of groups whose stage 2 sees, all groups together, the images that the recipe's own would."""
-    groups = recipe.plan.num_groups or 4
-    assert recipe.finetune is not None
-    images = max(1, round(recipe.finetune.num_images * groups / num_groups))
-    return {**only_plan(recipe, num_groups=num_groups), "finetune.num_images": images}
+    return {**only_plan(recipe, num_groups=num_groups), "finetune.num_images": stage_2_images(recipe, num_groups)}
+
+
+def stage_2_images(recipe: Recipe, num_groups: int) -> int:
+    """Per group, so that all groups together see the images that the recipe's own groups would."""
+    return max(1, round(recipe.stage_2.num_images * recipe.plan.groups / num_groups))
 
 
 def _figure_7(recipe: Recipe) -> Sequence[Arm]:
