@@ -63,7 +63,7 @@ class LlmProposer:
         transcript = self._opened(context)
         exchanges = transcript.exchanges
         account = {
-            "model": self.settings.model or next((e.model for e in exchanges), None),
+            "model": next((e.model for e in exchanges), self.settings.model),
             "requests": len(exchanges),
             "failed_requests": sum(e.reply is None for e in exchanges),
             "unusable_replies": sum(e.reply is not None and all(t.problem for t in e.candidates) for e in exchanges),
