@@ -29,8 +29,9 @@ import torch
 
 from noisewise.data import load_data
 from noisewise.data.settings import ParquetSettings
-from noisewise.optimal import OptimalDenoiser, evenly_spaced_levels, similarities
+from noisewise.optimal import OptimalDenoiser, similarities
 from noisewise.optimal.similarity import ETA, SimilarityDraws
+from noisewise.planning.levels import even_levels
 from noisewise.schedule import NoiseSchedule
 
 NUM_PAIRS = 5
@@ -176,7 +177,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
 
     schedule = {"vp": NoiseSchedule.vp, "edm": NoiseSchedule.edm, "flow": NoiseSchedule.flow}[args.schedule]()
-    levels = evenly_spaced_levels(schedule, args.levels)
+    levels = even_levels(schedule, args.levels)
     with tempfile.TemporaryDirectory() as cache:
         settings = ParquetSettings(kind="parquet", train=args.train, test=args.train, num_test=1)
         images = load_data(settings, Path(cache)).train

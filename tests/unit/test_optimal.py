@@ -12,8 +12,9 @@ from sklearn.datasets import load_digits
 from noisewise.data import Images
 from noisewise.errors import SettingError
 from noisewise.objectives import Objective
-from noisewise.optimal import OptimalDenoiser, evenly_spaced_levels
+from noisewise.optimal import OptimalDenoiser
 from noisewise.optimal.posterior import Distances
+from noisewise.planning.levels import even_levels
 from noisewise.sampling.sampler import sample_images
 from noisewise.schedule import NoiseSchedule
 
@@ -90,7 +91,7 @@ def test_posterior_means_equal_those_in_float64_at_every_level(schedule: NoiseSc
     y = as_images(DIGITS)
     denoiser = OptimalDenoiser(DIGITS if kind == "pixels" else y.float(), schedule, chunk=500)
     x_0, noise = draws(DIGITS, 12)
-    levels = evenly_spaced_levels(schedule, 25)[:-1]  # the last flow time has no signal
+    levels = even_levels(schedule, 25)[:-1]  # the last flow time has no signal
     means = denoiser.posterior_means(x_0, noise, levels)
 
     assert means.shape == (24, 12, 1, 8, 8)
@@ -103,7 +104,7 @@ def test_posterior_means_equal_those_in_float64_at_every_level(schedule: NoiseSc
 def test_both_ways_to_sum_are_used_and_agree_with_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     denoiser = OptimalDenoiser(DIGITS, VP, chunk=500)
     x_0, noise = draws(DIGITS, 6)
-    levels = evenly_spaced_levels(VP, 20)
+    levels = even_levels(VP, 20)
     u = torch.from_numpy(1 / denoiser.sigma(levels)).float()[:, None].expand(-1, 6)
     distances = Distances(denoiser.rows, x_0.flatten(1), noise.flatten(1), 500)
     num_sparse = distances.num_sparse_levels(u)
@@ -118,7 +119,7 @@ def test_both_ways_to_sum_are_used_and_agree_with_each_other(monkeypatch: pytest
 
 def test_the_size_of_chunks_and_blocks_does_not_matter() -> None:
     x_0, noise = draws(DIGITS, 9)
-    levels = evenly_spaced_levels(VP, 10)
+    levels = even_levels(VP, 10)
     whole = OptimalDenoiser(DIGITS, VP)
     pieces = OptimalDenoiser(DIGITS, VP, chunk=97, working_memory=300_000)
     assert whole.cost(9, 10).passes == 2

@@ -7,8 +7,9 @@ from sklearn.datasets import load_digits
 
 from noisewise.errors import SettingError
 from noisewise.objectives import Objective
-from noisewise.optimal import OptimalDenoiser, evenly_spaced_levels, ideal_loss, similarities
+from noisewise.optimal import OptimalDenoiser, ideal_loss, similarities
 from noisewise.optimal.similarity import SimilarityDraws
+from noisewise.planning.levels import even_levels
 from noisewise.schedule import NoiseSchedule
 
 VP = NoiseSchedule.vp()
@@ -24,7 +25,7 @@ def all_draws(denoiser: OptimalDenoiser, num: int, seed: int = 0) -> tuple[torch
 def test_similarities_equal_those_of_a_plain_double_loop(schedule: NoiseSchedule) -> None:
     eta = 0.02
     denoiser = OptimalDenoiser(DIGITS, schedule)
-    levels = evenly_spaced_levels(schedule, 9)[:-1]
+    levels = even_levels(schedule, 9)[:-1]
     found = similarities(denoiser, levels, 16, eta=eta, seed=3)
     x_0, noise = all_draws(denoiser, 16, seed=3)
     y = torch.from_numpy(DIGITS).double().flatten(1) / 127.5 - 1  # [n, D]
@@ -54,7 +55,7 @@ def test_similarities_equal_those_of_a_plain_double_loop(schedule: NoiseSchedule
 
 
 def test_references_are_met_at_the_ends() -> None:
-    found = similarities(OptimalDenoiser(DIGITS, VP), evenly_spaced_levels(VP, 100), 32)
+    found = similarities(OptimalDenoiser(DIGITS, VP), even_levels(VP, 100), 32)
 
     assert found.num_draws == 32
     assert (found.to_start[0] == 1).all()  # least noise: the image itself is recovered
@@ -67,7 +68,7 @@ def test_references_are_met_at_the_ends() -> None:
 
 
 def test_draws_depend_on_the_seed_alone() -> None:
-    levels = evenly_spaced_levels(VP, 6)
+    levels = even_levels(VP, 6)
     whole = similarities(OptimalDenoiser(DIGITS, VP), levels, 20, seed=1)
     pieces = similarities(OptimalDenoiser(DIGITS, VP, chunk=97, working_memory=300_000), levels, 20, seed=1)
     fewer = similarities(OptimalDenoiser(DIGITS, VP), levels, 7, seed=1)
@@ -96,21 +97,13 @@ def test_copies_of_an_image_do_not_change_the_limit_of_no_noise() -> None:
     assert (once.to_start[:2] == 1).all()
 
 
-def test_levels_are_points_of_the_grid_and_end_with_its_last() -> None:
-    np.testing.assert_array_equal(evenly_spaced_levels(VP, 4), [249, 499, 749, 999])
-    edm = evenly_spaced_levels(NoiseSchedule.edm(), 3)
-    assert edm[-1] == 80
-    assert 0.05 < edm[0] < 0.08  # a third of the way in log sigma
-    assert len(similarities(OptimalDenoiser(DIGITS, VP), 5, 2).levels) == 5
-
-
 def test_mistakes_are_named() -> None:
     denoiser = OptimalDenoiser(DIGITS, VP)
     for arguments, message in (
         ({"levels": [5, 3], "num_draws": 2}, "from data to noise"),
-        ({"levels": 1, "num_draws": 2}, "plan.num_levels: 1 is not between 2 and 1000"),
-        ({"levels": 5, "num_draws": 0}, "plan.num_draws: 0 is below 1"),
-        ({"levels": 5, "num_draws": 2, "eta": 0.0}, "plan.eta: 0.0 is not above 0"),
+        ({"levels": [5], "num_draws": 2}, "two or more noise levels"),
+        ({"levels": [3, 5], "num_draws": 0}, "plan.num_draws: 0 is below 1"),
+        ({"levels": [3, 5], "num_draws": 2, "eta": 0.0}, "plan.eta: 0.0 is not above 0"),
     ):
         with pytest.raises(SettingError, match=message):
             similarities(denoiser, **arguments)

@@ -2,6 +2,6 @@
 
 from noisewise.optimal.denoiser import OptimalDenoiser
 from noisewise.optimal.ideal_loss import ideal_loss
-from noisewise.optimal.similarity import Similarity, evenly_spaced_levels, similarities
+from noisewise.optimal.similarity import Similarity, similarities
 
-__all__ = ["OptimalDenoiser", "Similarity", "evenly_spaced_levels", "ideal_loss", "similarities"]
+__all__ = ["OptimalDenoiser", "Similarity", "ideal_loss", "similarities"]

@@ -18,7 +18,6 @@ import torch
 
 from noisewise.errors import SettingError
 from noisewise.optimal.denoiser import OptimalDenoiser
-from noisewise.schedule import NoiseSchedule
 from noisewise.streams import stream
 
 ETA = 2 / 255  # one 8-bit step of an image in [-1, 1]
@@ -63,18 +62,10 @@ class SimilarityDraws:
             yield rows.image(x_0).reshape(-1, *rows.shape), torch.stack(noise).to(rows.device)
 
 
-def evenly_spaced_levels(schedule: NoiseSchedule, num_levels: int) -> np.ndarray:
-    """Every (T / num_levels)-th point of the schedule's grid, the last one among them: [num_levels] coordinates."""
-    if not 2 <= num_levels <= schedule.num_train_timesteps:
-        raise SettingError(f"plan.num_levels: {num_levels} is not between 2 and {schedule.num_train_timesteps}")
-    grid = schedule.grid()
-    return grid[np.round(np.arange(1, num_levels + 1) * len(grid) / num_levels).astype(int) - 1].astype(np.float64)
-
-
 def similarities(
     denoiser: OptimalDenoiser,
-    levels: int | Sequence[float] | np.ndarray = 50,
-    num_draws: int = 1024,
+    levels: Sequence[float] | np.ndarray,
+    num_draws: int,
     *,
     eta: float = ETA,
     seed: int = 0,
@@ -83,12 +74,12 @@ def similarities(
     """Similarities of every level to the references and to every other level.
 
     Args:
-        levels: coordinates from data to noise, or how many to space evenly over the schedule's grid.
+        levels: [n] coordinates from data to noise.
         num_draws: (image, noise) pairs.
         eta: largest difference that counts as the same, in units of an image in [-1, 1].
         progress: called with the fraction done.
     """
-    t = evenly_spaced_levels(denoiser.schedule, levels) if isinstance(levels, int) else np.asarray(levels, np.float64)
+    t = np.asarray(levels, np.float64)
     if len(t) < 2 or not (np.diff(t) > 0).all():
         raise SettingError("plan.levels: two or more noise levels are needed, from data to noise")
     if num_draws < 1:

@@ -14,8 +14,7 @@ units of the loss and thus comparable between axes as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -25,6 +24,7 @@ from noisewise.models.networks import describe
 from noisewise.models.networks.wiring import Layer, Wiring
 from noisewise.noise_distribution import Timesteps
 from noisewise.objectives import ImageSource, Objective
+from noisewise.planning.gradients import for_gradients
 from noisewise.streams import stream
 
 ImportanceKind = Literal["taylor", "magnitude", "random", "diff-pruning"]
@@ -123,7 +123,7 @@ def accumulated_gradients(
     """
     device = next(model.parameters()).device
     largest = 0.0
-    with _for_scoring(model), torch.enable_grad():
+    with for_gradients(model):
         parameters = dict(model.named_parameters())
         total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
         for t in timesteps:
@@ -138,19 +138,6 @@ def accumulated_gradients(
                 if gradient is not None:
                     total[name] += gradient
     return total
-
-
-@contextmanager
-def _for_scoring(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode with gradients for every parameter, undone at the end."""
-    training, needed = model.training, [p.requires_grad for p in model.parameters()]
-    try:
-        model.eval().requires_grad_(True)
-        yield
-    finally:
-        model.train(training)
-        for parameter, flag in zip(model.parameters(), needed, strict=True):
-            parameter.requires_grad_(flag)
 
 
 def channel_sums(
