@@ -2,24 +2,81 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
+from noisewise.errors import SettingError
 from noisewise.models.paper import PAPER_NETWORKS
 from noisewise.workflow.builder import build_graph
+from noisewise.workflow.networks import meta_unet2d
 from noisewise.workflow.recipe import load_recipe
+from noisewise.workflow.steps import cost_of
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 PAPER = {"iddpm-cifar10": (52_545_926, 8.387e9), "iddpm-imagenet64": (121_062_918, 39.74e9)}
 
 
+ROWS = {
+    "tdc": {"base-continued", "base-fewer-steps", "unpruned", "uniform", "tdc"},
+    "multi-decoder": {"base", "base-fewer-steps", "multi-decoder"},
+}
+
+
 @pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_recipe_can_be_planned_without_its_data(path: Path) -> None:
-    graph = build_graph(load_recipe(path), data_required=False)
+    recipe = load_recipe(path)
+    if recipe.plan.looks_at_data and recipe.data.kind != "sklearn-digits":
+        with pytest.raises(SettingError, match="looks at the training images, which cannot be read"):
+            build_graph(recipe, data_required=False)
+        recipe = load_recipe(path, ["plan={num_groups: 3}"])
+    graph = build_graph(recipe, data_required=False)
 
     assert graph.recipe.name == path.stem
-    assert {row.id for row in graph.rows} >= {"base-continued", "base-fewer-steps", "unpruned", "uniform", "tdc"}
+    assert {row.id for row in graph.rows} >= ROWS[recipe.method]
+
+
+# GMACs of one network and of each group's way, parameters of all; arXiv:2312.09181, section 4, attention counted
+MULTI_STAGE = {
+    "multistage-dpm-cifar10": (18.55, (30.94, 18.55, 7.12), 236.3e6),
+    "multistage-edm-cifar10": (21.19, (35.75, 21.19, 7.73), 128.9e6),
+    "multistage-latent": (101.2, (120.4, 84.15, 56.64), 512.4e6),
+}
+
+
+@pytest.mark.parametrize("name", MULTI_STAGE)
+def test_multi_stage_recipes_have_the_papers_networks_and_bounds(name: str) -> None:
+    graph = build_graph(load_recipe(RECIPES / "paper" / f"{name}.yaml"), data_required=False)
+    one, ways, parameters = MULTI_STAGE[name]
+    decoders = graph.base.decoders
+    assert decoders is not None
+    assert graph.base.macs / 1e9 == pytest.approx(one, rel=1e-3)
+    assert [macs / 1e9 for macs in decoders.macs if macs] == pytest.approx(ways, rel=1e-3)
+    assert decoders.resident == pytest.approx(parameters, rel=1e-3)
+    sigma = [
+        graph.base.schedule.noise(g.t_start) / graph.base.schedule.signal(g.t_start) for g in graph.plan.groups[1:]
+    ]
+    if name == "multistage-dpm-cifar10":
+        published = [math.sqrt(math.exp(9.95 * t**2 + 0.1 * t) - 1) for t in (0.442, 0.631)]
+        assert sigma == pytest.approx(published)
+        assert sigma[0] == pytest.approx(2.5103, abs=1e-4)
+    if name == "multistage-edm-cifar10":
+        assert sigma == pytest.approx([2.5103, 7.6577])
+        shares = graph.step("joint").settings["shares"]
+        assert shares == pytest.approx([0.961, 0.035, 0.0035], abs=1e-3)
+        assert graph.base.calls == 35
+    else:
+        assert graph.base.calls == 20
+
+
+def test_the_dpm_recipe_costs_by_the_papers_count_what_the_paper_says() -> None:
+    """450k iterations x 17.65 GMACs = 7.94 PFLOPs; attention left out, no batch, no backward pass."""
+    graph = build_graph(load_recipe(RECIPES / "paper" / "multistage-dpm-cifar10.yaml"), data_required=False)
+    base = graph.step("base")
+    macs = cost_of(meta_unet2d(base.settings["network"]["config"]))["paper_macs"]
+    assert base.num_images / base.settings["train"].batch_size == 450_000
+    assert 450_000 * macs == pytest.approx(7.94e15, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", PAPER)

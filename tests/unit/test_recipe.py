@@ -91,6 +91,20 @@ def test_yaml_numbers_and_words_mean_what_they_look_like() -> None:
         ("schedule={kind: linear, beta_max: 3}", "beta_max belongs to kind `vp`; kind `linear` would ignore it"),
         ("plan={method: given, path: p.json, num_groups: 3}", "method `given` would ignore num_groups"),
         ("compare=[distilled]", "compare: distilled needs finetune.distill_weight"),
+        ("schedule={kind: vp, sigma_max: 3}", "sigma_max belongs to kind `edm`; kind `vp` would ignore it"),
+        ("schedule={kind: edm, sigma_min: 90}", "sigma_min: 90.0 given; it must be below sigma_max"),
+        ("plan={alpha: 0.8}", "plan: alpha belongs to method `optimal-denoiser`; method `snr` would ignore it"),
+        ("plan={method: given}", "plan: method `given` needs either path, a saved plan, or bounds"),
+        ("plan={method: given, bounds: [1], num_groups: 3}", "method `given` would ignore num_groups"),
+        ("plan={method: intervals, num_draws: 8}", "num_draws belongs to interval_cost `gradient`; `timestep` would"),
+        ("plan={method: optimal-denoiser, num_groups: 4, alpha: 0.8}", "dynamic-programming would ignore it"),
+        ("plan={method: optimal-denoiser, num_groups: 4, cut: threshold}", "threshold makes 3 groups, num_groups is 4"),
+        ("finetune=null", "finetune: missing; tdc needs a stage 2"),
+        ("method=multi-decoder", "multi_decoder.decoders: missing; row multi-decoder needs a width for every group"),
+        ("multi_decoder={start: base, decoders: [1]}", "decoders: start `base` would ignore them"),
+        ("multi_decoder={decoders: [big]}", "multi_decoder.decoders[0]: 'big' given; it should be a valid number"),
+        ("compare=[separate-tailored]", "multi_decoder.decoders: missing; row separate-tailored needs"),
+        ("model={kind: paper, name: ddpm}", "model.name: 'ddpm' given; allowed: multistage-vp-cifar10"),
         ("name.x=1", "--set name.x=1: name is a single value, it has no x"),
         ("foo", "--set foo: give it as a.b=value"),
         ("base.num_images=[", "--set base.num_images, line 1, column 2: not YAML"),
@@ -129,3 +143,29 @@ def test_missing_recipe_says_how_to_get_one(tmp_path: Path) -> None:
 def test_several_mistakes_are_counted() -> None:
     with pytest.raises(SettingError, match=r"\(and 1 more\)"):
         check_recipe({**SMALL, "seed": -1, "plan": {"num_groups": 0}})
+
+
+def test_without_a_stage_2_the_rivals_are_those_that_need_none() -> None:
+    raw = {name: value for name, value in SMALL.items() if name != "finetune"}
+    recipe = check_recipe({**raw, "method": "multi-decoder", "multi_decoder": {"decoders": [1, 1, 1, 1]}})
+    assert recipe.rows == ("base", "base-fewer-steps", "separate", "multi-decoder")
+    assert recipe.finetune is None
+    with pytest.raises(SettingError, match="finetune: missing; uniform needs a stage 2"):
+        check_recipe({**recipe.to_dict(), "compare": ["uniform"]})
+
+
+def test_existing_models_have_no_part_in_networks_from_scratch() -> None:
+    settings = {**SMALL, "model": {"from": "x"}, "base": {"num_images": 0}, "compare": ["separate"]}
+    with pytest.raises(SettingError, match=r"compare: separate trains from scratch, `model\.from` has no part in it"):
+        check_recipe(settings)
+
+
+def test_the_command_line_knows_the_recipes_samplers_and_methods() -> None:
+    from typing import get_args
+
+    from noisewise.cli import recipes
+    from noisewise.workflow.plan_settings import PlanSettings
+    from noisewise.workflow.settings import SampleSettings
+
+    assert get_args(recipes.Sampler) == get_args(SampleSettings.model_fields["scheduler"].annotation)
+    assert {*get_args(recipes.PlanMethod), "given"} == {*get_args(PlanSettings.model_fields["method"].annotation)}

@@ -128,7 +128,7 @@ def columns_of(results: Results) -> list[Column]:
                "groups together; by convention three times those of the forward passes.",
                lambda row: row.training_macs, "up"),
         Column("paper_flops", "Training", "paper's count", "FLOPs", "The training as the multi-stage paper counts it: "
-               "iterations times multiply-accumulates of one forward pass on one image, attention products left out.",
+               "iterations times multiply-accumulates of one forward pass on one image, attention left out.",
                lambda row: row.paper_flops, "up"),
         Column("needed_images", "Training", "images needed", "", "Images seen by the snapshots that early stopping "
                "chose; what the whole trainings saw stands under images.", lambda row: row.needed_images, "up"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -84,10 +85,20 @@ def new_multi_decoder(network: Mapping[str, Any], names: tuple[object, ...]) -> 
 def _build(description: Mapping[str, Any]) -> Any:
     from noisewise.models.multi_decoder import MultiDecoderUNet2DModel
 
-    with building("multi_decoder"):
+    with building("multi_decoder"), _under_its_section():
         return MultiDecoderUNet2DModel.build(
             Plan.from_dict(description["plan"]),
             description["decoders"],
             share_bottleneck=description["share_bottleneck"],
             **description["config"],
         )
+
+
+@contextmanager
+def _under_its_section() -> Iterator[None]:
+    """The network knows its setting as `decoders`, the recipe as `multi_decoder.decoders`."""
+    try:
+        yield
+    except SettingError as error:
+        message = str(error)
+        raise SettingError(f"multi_decoder.{message}" if message.startswith("decoders") else message) from None

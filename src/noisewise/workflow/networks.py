@@ -11,9 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from noisewise.errors import SettingError
 from noisewise.files import sha256_file
+from noisewise.models.shaped import SHAPE_SETTINGS, ShapedUNet2DModel
 from noisewise.streams import seed_of
 from noisewise.workflow.explain import unknown_setting
-from noisewise.workflow.settings import ExistingModel, ObjectiveSettings, PruneSettings, UNet2DSettings
+from noisewise.workflow.settings import (
+    ExistingModel,
+    ObjectiveSettings,
+    PaperModel,
+    PruneSettings,
+    UNet2DSettings,
+)
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -41,12 +48,19 @@ class DataInfo:
         return self.channels, self.size, self.size
 
 
-def unet2d_config(settings: UNet2DSettings, data: DataInfo, objective: ObjectiveSettings) -> dict[str, Any]:
-    """All settings of a new UNet2DModel."""
+def unet2d_config(
+    settings: UNet2DSettings | PaperModel, data: DataInfo, objective: ObjectiveSettings
+) -> dict[str, Any]:
+    """All settings of a new network: a UNet2DModel, or a ShapedUNet2DModel where some are shapes of single layers."""
     from diffusers import UNet2DModel
 
+    if isinstance(settings, PaperModel):
+        from noisewise.models.paper_multi_decoder import PAPER_MULTI_DECODER_NETWORKS
+
+        return {**PAPER_MULTI_DECODER_NETWORKS[settings.name].settings, **_sizes(data, objective)}
     given = {key: value for key, value in settings.model_dump(mode="json").items() if key != "kind"}
     known = [name for name in inspect.signature(UNet2DModel.__init__).parameters if name != "self"]
+    known += SHAPE_SETTINGS
     for name in given:
         if name not in known:
             raise SettingError(unknown_setting(f"model.{name}", ["kind", *known]))
@@ -60,15 +74,16 @@ def unet2d_config(settings: UNet2DSettings, data: DataInfo, objective: Objective
             f"model.block_out_channels: {levels} resolutions need an image size divisible by {2 ** (levels - 1)}, "
             f"the images have {data.size}; use fewer, or set data.image_size"
         )
-    outputs = data.channels * (2 if objective.variance == "learned_range" else 1)
+    blocks = {"down_block_types": list(down), "up_block_types": list(up)}
+    return {"attention_head_dim": None, **given, **blocks, **_sizes(data, objective)}
+
+
+def _sizes(data: DataInfo, objective: ObjectiveSettings) -> dict[str, Any]:
+    """What the data decides of a network."""
     return {
-        "attention_head_dim": None,
-        **given,
-        "down_block_types": list(down),
-        "up_block_types": list(up),
         "sample_size": data.size,
         "in_channels": data.channels,
-        "out_channels": outputs,
+        "out_channels": data.channels * (2 if objective.variance == "learned_range" else 1),
         "num_class_embeds": data.num_classes,
     }
 
@@ -144,8 +159,9 @@ def check_budget(
 def _checked_unet2d(config: Mapping[str, Any]) -> ModelMixin:
     from diffusers import UNet2DModel
 
+    kind = ShapedUNet2DModel if any(config.get(name) for name in SHAPE_SETTINGS) else UNet2DModel
     with building():
-        return UNet2DModel(**config)
+        return kind(**config)
 
 
 @contextmanager

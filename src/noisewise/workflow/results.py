@@ -125,7 +125,7 @@ def spent_macs(step: StepSpec, store: Store) -> float:
 def paper_flops(step: StepSpec, store: Store) -> float:
     """Cost of a training as the multi-stage paper counts it: iterations x MACs per forward, arXiv:2312.09181, Sec. 5.
 
-    One image a batch, no backward pass, no products inside attention; 1e15 of them are its PFLOPs.
+    One image a batch, no backward pass, no attention; 1e15 of them are its PFLOPs.
     """
     if step.action != "train":
         return 0.0

@@ -62,7 +62,8 @@ def _default(section: BaseModel, name: str) -> Any:
 
 
 class UNet2DSettings(BaseModel):
-    """A new diffusers UNet2DModel; any of its settings may be given, those below have defaults of our own."""
+    """A new diffusers UNet2DModel; any of its settings may be given, and shapes of single layers as noisewise's
+    ShapedUNet2DModel takes them; those below have defaults of our own."""
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -80,6 +81,15 @@ class UNet2DSettings(BaseModel):
     """One block type per resolution, from the lowest upwards; default: the mirror image of down_block_types."""
 
 
+class PaperModel(Section):
+    """A network of one of the papers, by name."""
+
+    kind: Literal["paper"]
+    """The network: one that a paper describes. Image size and channels follow the data."""
+    name: Literal["multistage-vp-cifar10", "multistage-edm-cifar10", "multistage-latent"]
+    """Which: those of the multi-stage framework (arXiv:2312.09181), with one decoder."""
+
+
 class ExistingModel(Section):
     """A model that exists already: a diffusers pipeline folder or model folder."""
 
@@ -88,14 +98,19 @@ class ExistingModel(Section):
 
 
 def _model_tag(value: Any) -> str:
-    """`from` marks an existing model; anything else describes a new network."""
+    """`from` marks an existing model, kind `paper` a known one; anything else describes a new network."""
     if isinstance(value, ExistingModel) or (isinstance(value, dict) and "from" in value):
         return "from"
+    if isinstance(value, PaperModel) or (isinstance(value, dict) and value.get("kind") == "paper"):
+        return "paper"
     return "unet2d"
 
 
 ModelSettings = Annotated[
-    Annotated[UNet2DSettings, Tag("unet2d")] | Annotated[ExistingModel, Tag("from")], Discriminator(_model_tag)
+    Annotated[UNet2DSettings, Tag("unet2d")]
+    | Annotated[PaperModel, Tag("paper")]
+    | Annotated[ExistingModel, Tag("from")],
+    Discriminator(_model_tag),
 ]
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisewise.errors import SettingError
-from noisewise.models.cost import count_macs, count_parameters
+from noisewise.models.cost import count_parameters, layer_macs
 from noisewise.models.loading import load_denoiser
 from noisewise.models.networks import describe
 from noisewise.objectives import Objective
@@ -63,17 +63,24 @@ def without_places(model: ModelMixin) -> ModelMixin:
 def cost_of(model: ModelMixin) -> Result:
     """MACs of one forward pass on one image and parameters; of a network of several groups [N] MACs, None if empty.
 
-    ``paper_macs`` leave out the products inside attention, as papers do.
+    ``paper_macs`` leave attention out, its projections too, as the counts printed in arXiv:2312.09181 do.
     """
+    from diffusers.models.attention_processor import Attention
+
     from noisewise.models.experts import ExpertDenoiser
 
     if isinstance(model, ExpertDenoiser):
         costs = [None if expert is None else cost_of(expert) for expert in model.experts]
         each = {key: [None if cost is None else cost[key] for cost in costs] for key in ("macs", "paper_macs")}
         return {**each, "active_parameters": model.active_parameters(), "parameters": model.resident_parameters()}
-    inputs = describe(model).example_inputs(model)
-    macs, paper_macs = count_macs(model, inputs), count_macs(model, inputs, attention=False)
-    return {"macs": macs, "paper_macs": paper_macs, "parameters": count_parameters(model)}
+    macs = layer_macs(model, describe(model).example_inputs(model))
+    attentions = tuple(path for path, module in model.named_modules() if isinstance(module, Attention))
+    paper_macs = sum(value for path, value in macs.items() if not _is_within(path, attentions))
+    return {"macs": sum(macs.values()), "paper_macs": paper_macs, "parameters": count_parameters(model)}
+
+
+def _is_within(path: str, modules: Sequence[str]) -> bool:
+    return any(path == module or path.startswith(f"{module}.") for module in modules)
 
 
 def new_network(network: dict[str, Any], names: tuple[object, ...]) -> ModelMixin:
