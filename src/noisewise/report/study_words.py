@@ -101,8 +101,8 @@ def noise_sentences(results: Mapping[str, Any]) -> list[str]:
     floor = metric["floor"]
     found = [
         f"Real images against real ones score {floor['mean']:.3g} ± {floor['deviation']:.2g} (n = {floor['n']:,} a "
-        f"side, {len(floor['values'])} random halves); with {_seeds(results)} differences below "
-        f"{metric['resolution']:.2g} cannot be told from none, at best."
+        f"side, {len(floor['values'])} random halves); over {_seeds(results)} two unpaired sets "
+        f"of them differ by up to {metric['resolution']:.2g} by chance (95 %). Arms are paired, which can tell less."
     ]
     if twice := metric.get("sampled_twice"):
         found.append(
@@ -170,7 +170,8 @@ def _made(results: Mapping[str, Any]) -> str:
     return (
         f"    {results['command']}\n\n{moment(results['created'])}, {results['machine']}, "
         f"{duration(timing['seconds'])} of steps "
-        f"({100 * timing['share_outside']:.1f} % outside training, sampling and feature extraction); "
+        f"({100 * timing['share_outside']:.1f} % outside training, sampling and feature extraction, "
+        f"{100 * timing['share_overhead']:.1f} % loading, saving, starting and waiting); "
         f"{versions}. Seeds {', '.join(map(str, results['seeds']))}; {data['name']}, {data['size']}x{data['size']}, "
         f"{data['num_train']:,} training and {data['num_test']:,} held-out images."
     )

@@ -20,7 +20,11 @@ from noisewise.workflow.study.steps import RESAMPLED
 FORMAT = 1
 FEATURE_STEPS = ("evaluate", "reference", "floor")
 KINDS = {"loss": "held-out losses", "prune": "pruning", "neighbours": "nearest neighbours",
-         "timing": "timing of sampling", "resample": "resampling for the intervals"}  # fmt: skip
+         "timing": "sampling", "resample": "resampling for the intervals"}  # fmt: skip
+
+
+SAVING, WAITING = "loading and saving", "starting and waiting"
+OVERHEAD = (SAVING, WAITING)  # what no arm asked for
 
 
 def collect(layout: Layout, store: Store, commands: Mapping[str, float]) -> dict[str, Any]:
@@ -207,10 +211,12 @@ def timing(steps: Sequence[StepSpec], store: Store, commands: Mapping[str, float
     spent |= {kind: spent.get(kind, 0.0) + seconds for kind, seconds in commands.items()}
     total = sum(spent.values())
     outside = total - sum(spent[kind] for kind in main)
+    overhead = sum(seconds for kind, seconds in spent.items() if kind in OVERHEAD)
     return {
         "kinds": [{"kind": kind, "seconds": seconds, "steps": number.get(kind, 0)} for kind, seconds in spent.items()],
         "seconds": total,
         "share_outside": outside / total if total else 0.0,
+        "share_overhead": overhead / total if total else 0.0,
     }
 
 
@@ -222,9 +228,9 @@ def _kinds(step: StepSpec, record: Record) -> dict[str, float]:
         return {KINDS[step.action]: record.seconds}
     own = {"train": ("training", "training_seconds"), "sample": ("sampling", "seconds")}.get(step.action)
     if own is None:
-        return {"loading and saving": record.seconds}
+        return {SAVING: record.seconds}
     worked = min(record.seconds, record.result[own[1]])
-    return {own[0]: worked, "loading and saving": record.seconds - worked}
+    return {own[0]: worked, SAVING: record.seconds - worked}
 
 
 def csv_of_cells(cells: Sequence[Mapping[str, Any]]) -> str:

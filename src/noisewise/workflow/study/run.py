@@ -17,7 +17,7 @@ from noisewise.workflow.predict import in_words, predicted_seconds, si
 from noisewise.workflow.progress import Sink
 from noisewise.workflow.run import check_proposers, check_smallest_budget, store_of, write_if_new
 from noisewise.workflow.store import StepSpec, Store, closure, run_lock
-from noisewise.workflow.study.collect import collect, csv_of_cells, noise
+from noisewise.workflow.study.collect import WAITING, collect, csv_of_cells, noise
 from noisewise.workflow.study.layout import Layout, lay_out
 from noisewise.workflow.study.registry import find_study
 from noisewise.workflow.yaml_file import read_mapping
@@ -120,15 +120,15 @@ def resolving(layout: Layout, store: Store, effect: float | None = None) -> list
     seeds = f"{len(layout.seeds)} seed{'s' if len(layout.seeds) > 1 else ''}"
     lines = [
         f"metric: real against real {floor['mean']:.4g} ± {floor['deviation']:.2g} at n = {floor['n']}; with {seeds} "
-        f"differences below {least:.2g} cannot be told, at best"
+        f"unpaired sets of such images differ by up to {least:.2g} by chance (95 %)"
     ]
     evaluate = layout.cell(layout.reference, layout.seeds[0]).row.evaluate
     if effect is None and claimed is not None and store.is_done(evaluate):
         effect = claimed * store.record(evaluate).result["frechet"]["value"]
     if effect is not None and effect < least:
         lines.append(
-            f"warning: an effect of {effect:.2g} is below that: raise sample.num_images or --seeds, or expect "
-            '"no difference shown"'
+            f"warning: an effect of {effect:.2g} is below the metric's noise: raise sample.num_images or --seeds, "
+            'or expect "no difference shown"'
         )
     elif effect is None and claimed is not None:
         lines.append(
@@ -169,7 +169,7 @@ def _gather(
     spent = dict(old["commands"]) if old is not None else {}
     if ran:  # what processes did between steps: starting, laying out, waiting for each other
         busy = sum(store.record(step).seconds for step in ran)
-        spent["starting and waiting"] = spent.get("starting and waiting", 0.0) + max(0.0, wall * num_jobs - busy)
+        spent[WAITING] = spent.get(WAITING, 0.0) + max(0.0, wall * num_jobs - busy)
     results = {**collect(layout, store, spent), "commands": spent}
     if old is not None and _lasting(old) == _lasting(results):
         return False

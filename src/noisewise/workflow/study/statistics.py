@@ -123,10 +123,10 @@ def student_half_width(values: np.ndarray) -> float:
 
 
 def resolution(floor_deviation: float, num_seeds: int) -> float:
-    """The smallest difference that could be told from none, at best.
+    """How much two arms as good as real images differ by chance, at most in 95 % of cases.
 
-    Two arms as good as real images differ by noise of sqrt(2) times the floor's deviation; worse arms are noisier, and
-    training luck comes on top.
+    Unpaired arms, sqrt(2) times the floor's deviation. Pairing lowers it, worse images and training luck raise it: the
+    scale of what a study can tell, known before anything is trained.
     """
     return Z_95 * math.sqrt(2 / num_seeds) * floor_deviation
 

@@ -86,12 +86,16 @@ def _to_training(images: np.ndarray, train: Images) -> np.ndarray:
 
 def resample(job: Job) -> Result:
     """Distances of all arms of one seed on resampled images, for intervals on their differences."""
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
+
     arms = [role for role in job.step.inputs if role != "reference"]
     real = _features(job, "reference")
     samples = [_features(job, role) for role in arms]
     total = job.settings["num_resamples"] or statistics.num_resamples_for(real.shape[1])
     rng = np.random.default_rng(seed_of(job.settings["seed"], "resample"))
-    distances = statistics.resampled_distances(real, samples, total, rng, lambda done: job.update(done, total))
+    # small matrices gain nothing from threads, and two processes' worth of them get in each other's way
+    with threadpool_limits(1 if real.shape[1] <= statistics.MANY_FEATURES else None):
+        distances = statistics.resampled_distances(real, samples, total, rng, lambda done: job.update(done, total))
     np.save(job.workspace / RESAMPLED, distances, allow_pickle=False)
     return {"arms": arms, "num_resamples": total}
 
