@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,10 +40,25 @@ def save_pipeline(model: ModelMixin, scheduler: SchedulerMixin, path: str | Path
     """Write a stock pipeline's folder: a `DDPMPipeline`, which takes DDIM too, and another scheduler swapped in.
 
     (`DDIMPipeline` replaces any other scheduler by DDIM, and cannot run one that is swapped in: it passes it ``eta``.)
+    A scheduler that rescales the network's input gets a `ConsistencyModelPipeline`, the stock one that asks for it: a
+    `DDPMPipeline` would run and give wrong images.
     """
-    from diffusers import DDPMPipeline
+    from diffusers import ConsistencyModelPipeline, DDPMPipeline
 
-    DDPMPipeline(unet=model, scheduler=scheduler).save_pretrained(path)
+    kind = ConsistencyModelPipeline if _rescales(scheduler) else DDPMPipeline
+    kind(unet=model, scheduler=scheduler).save_pretrained(path)
+
+
+def _rescales(scheduler: Any) -> bool:
+    """Whether the network's input is another than the sample that steps are taken on."""
+    import torch
+
+    if not hasattr(scheduler, "scale_model_input"):  # flow matching
+        return False
+    scheduler = copy.deepcopy(scheduler)
+    scheduler.set_timesteps(2)
+    sample = torch.ones(1)
+    return not torch.equal(scheduler.scale_model_input(sample, scheduler.timesteps[0]), sample)
 
 
 def _component(folder: Path, name: str) -> Path:
