@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -179,10 +180,10 @@ def everything_below(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
 
 
-def test_the_key_is_in_no_file_and_no_message(
+def test_a_run_with_a_server_that_repeats_its_key_and_its_replay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], recwarn: Any
 ) -> None:
-    """A whole run against a server that repeats its key wherever it can."""
+    """The key is in no file and no message, whatever the server does; the run's transcript replays it whole."""
 
     def telltale(request: Request) -> None:
         key = request.handler.headers["Authorization"].removeprefix("Bearer ")
@@ -208,6 +209,11 @@ def test_the_key_is_in_no_file_and_no_message(
         server.behaviour = lambda request: request.error(401, f"Incorrect API key provided: {KEY}-wrong")
         other = ["--set", "name=other", "--set", "prune.proposer.rounds=1"]
         assert main(["run", str(recipe), "--runs", str(runs), *other]) == 2
+    monkeypatch.delenv(VARIABLE)
+    again = ["--set", "name=again", "--set", f"prune.proposer.replay={runs / 'tiny' / TRANSCRIPT}"]
+    assert main(["run", str(recipe), "--runs", str(runs), *again]) == 0  # the server is gone by now
+    first, second = (json.loads((runs / name / "results.json").read_text()) for name in ("tiny", "again"))
+    assert (first["memory_bank"], first["proposals"]) == (second["memory_bank"], second["proposals"])
     said = "".join(capfd.readouterr())
     assert "the server refuses the key in NOISEWISE_TEST_KEY (HTTP 401)" in said
     written = everything_below(tmp_path)
