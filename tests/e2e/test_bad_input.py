@@ -136,6 +136,57 @@ def test_a_plan_of_another_t(capsys: pytest.CaptureFixture[str]) -> None:
     assert files(Path()) == ["p.json", "r.yaml"]
 
 
+MULTI_STAGE = {
+    "method": "multi-decoder",
+    "finetune": "null",
+    "compare": "[base]",
+    "multi_decoder": "{decoders: [1.5, 1, 0.5]}",
+    "plan": "{method: optimal-denoiser, num_draws: 32, num_levels: 12}",
+}
+
+
+def multi_stage(*words: str, **changes: str) -> list[str]:
+    """A command on the multi-stage framework's recipe."""
+    return [
+        *words,
+        *(part for name, value in {**MULTI_STAGE, **changes}.items() for part in ("--set", f"{name}={value}")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"plan.alpha": "0.2"}, "plan.alpha: 0.2 leaves a group empty"),
+        ({"plan.num_groups": "4"}, "multi_decoder.decoders: 3 given, the plan has 4 groups"),
+        ({"multi_decoder": "{decoders: [1.5, 1, 0.3]}"}, "multi_decoder.decoders.2: 4.8 channels are not a multiple"),
+        ({"compare": "[tdc]"}, "finetune: missing; tdc needs a stage 2"),
+        ({"plan": "{method: given, bounds: [0, 500]}"}, "plan.bounds: [0.0, 500.0] do not rise"),
+    ],
+)
+def test_a_multi_stage_recipe_that_cannot_work(
+    changes: dict[str, str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (["run", "r.yaml"], ["run", "r.yaml", "--dry-run"], ["plan", "r.yaml"]):
+        assert said in refused(capsys, *multi_stage(*words, **changes))
+        assert files(Path()) == ["r.yaml"]
+
+
+def test_a_plan_of_other_images(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(multi_stage("plan", "r.yaml", "--save", "p.json")) == 0
+    given = {"plan": "{method: given, path: p.json}", "data.image_size": "4"}
+    assert "images of 1x8x8 (channels, height, width); these are 1x4x4" in refused(
+        capsys, *multi_stage("run", "r.yaml", **given)
+    )
+
+
+def test_images_that_are_there_twice_are_counted_and_noted(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(5):
+        shutil.copy(images / f"{i:02d}.png", images / f"copy-{i}.png")
+    data = f"{{kind: folder, folder: {images}, test_folder: {images}, channels: 1}}"
+    assert main(multi_stage("plan", "r.yaml", data=data)) == 0
+    assert "5 images equal an earlier one" in capsys.readouterr().out
+
+
 def test_images_that_cannot_be_read_are_named_and_counted(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cut(images / "03.png")
     (images / "04.png").unlink()

@@ -120,6 +120,8 @@ def lay_foundation(
     if scheduler is not None or "from" in network:
         check_fits(model, scheduler, data, objective)
     sampler, visited = sampler_of(recipe, objective)
+    if recipe.plan.looks_at_data:  # decoders that would not fit are refused before the long work
+        _decoders(recipe, network, Plan.equal_width(objective.schedule, recipe.plan.groups), [])
     plan = make_plan(recipe, objective, visited, dataset, cache=None if store is None else store.root, say=say)
     decoders = _decoders(recipe, network, plan, notes)
     macs, parameters = _cost(model)

@@ -61,9 +61,12 @@ class Graph:
 
     @cached_property
     def steps(self) -> tuple[StepSpec, ...]:
-        """Inputs first; training before the measurements, but what looks at the data alone before everything."""
+        """Inputs first; training before the measurements, but what looks at the data alone before everything.
+
+        A joint training is one long step that waits for little, so that it comes before the many short ones.
+        """
         ends = [step for row in self.rows for step in (row.evaluate, row.loss)]
-        models = closure(row.model for row in self.rows)
+        models = closure(row.model for row in sorted(self.rows, key=lambda row: row.id != "multi-decoder"))
         first = [self.reference] if self.ideal_loss is None else [self.reference, self.ideal_loss]
         return tuple(closure([*first, *models, *ends, *self.snapshots.values(), self.timing]))
 

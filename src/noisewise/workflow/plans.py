@@ -100,9 +100,14 @@ def _kept(
         return _made[digest]
     path = cache / FOLDER / f"{digest}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with file_lock(path.with_suffix(".lock")):
-        if not path.is_file():
-            _from_data(recipe, objective, visited, dataset, say).save(path)
+    lock = path.with_suffix(".lock")
+    with file_lock(lock):
+        try:
+            if not path.is_file():
+                _from_data(recipe, objective, visited, dataset, say).save(path)
+        except SettingError:
+            lock.unlink(missing_ok=True)  # settings that cannot be used leave nothing behind
+            raise
     return Plan.load(path)
 
 

@@ -19,6 +19,7 @@ from noisewise.workflow.executor import Runner, default_threads, follow, run_par
 from noisewise.workflow.graph import Graph
 from noisewise.workflow.measure import GRID, scheduler_of
 from noisewise.workflow.networks import check_budget
+from noisewise.workflow.plans import FOLDER as PLANS
 from noisewise.workflow.plans import Say
 from noisewise.workflow.progress import Sink
 from noisewise.workflow.recipe import Recipe, load_recipe
@@ -57,7 +58,7 @@ def open_graph(recipe: Recipe, runs: Path, data_required: bool = True, say: Say 
     """
     store = store_of(runs)
     folder_of(recipe, runs)
-    new = [folder for folder in (runs, store.root, store.root / "data") if not folder.exists()]
+    new = [place for place in (runs, store.root, store.root / "data", store.root / PLANS) if not place.exists()]
     try:
         return build_graph(recipe, store, data_required, say), store
     except SettingError:
