@@ -26,6 +26,9 @@ from noisewise.pruning.llm.check import check_ready
 from noisewise.pruning.llm.settings import LlmSettings
 from noisewise.pruning.llm.transcript import TRANSCRIPT
 from noisewise.pruning.proposers import ProposerSettings
+from noisewise.workflow.run import check_proposers
+from noisewise.workflow.settings import PruneSettings
+from noisewise.workflow.store import StepSpec, Store
 
 KEY = "sk-do-not-tell-anyone-0123456789"
 VARIABLE = "NOISEWISE_TEST_KEY"
@@ -174,6 +177,27 @@ def test_a_run_is_refused_before_its_training(tmp_path: Path, monkeypatch: pytes
     assert "does not answer" in capsys.readouterr().err
     assert not list(runs.rglob("artefact.json"))
     assert not list(runs.rglob("checkpoint"))
+
+
+def test_a_search_that_has_begun_may_end_without_its_server(tmp_path: Path) -> None:
+    proposer = LlmSettings(base_url=unused_address(), model="m", max_retries=0)
+    step = StepSpec("prune[0]", "prune", {"prune": PruneSettings(proposer=proposer)})
+    store = Store(tmp_path)
+    with pytest.raises(SettingError, match="does not answer"):
+        check_proposers([step], store)
+    store.folder(step).mkdir()
+    (store.folder(step) / TRANSCRIPT).touch()
+    with pytest.warns(UserWarning, match="does not answer .* comes from the default proposer"):
+        check_proposers([step], store)
+
+
+def test_moving_a_server_redoes_nothing() -> None:
+    def step(**more: Any) -> str:
+        settings = LlmSettings(**{"base_url": "http://a/v1", "model": "m", **more})
+        return StepSpec("prune[0]", "prune", {"prune": PruneSettings(proposer=settings)}).id
+
+    assert step() == step(base_url="http://b/v1", api_key_env="KEY", timeout_seconds=9, retry_seconds=9)
+    assert len({step(), step(model="n"), step(temperature=0), step(seed=1), step(candidates=4)}) == 5
 
 
 def everything_below(folder: Path) -> bytes:

@@ -9,13 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DModel
+from llm_search import small_search
 from llm_server import Request, serving
 
-from noisewise import NoiseSchedule
 from noisewise.errors import SettingError
-from noisewise.models.networks import describe
-from noisewise.objectives import Objective
 from noisewise.pruning.llm import client
 from noisewise.pruning.llm import proposer as proposer_module
 from noisewise.pruning.llm.check import check_ready
@@ -35,28 +32,7 @@ def _nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def setup() -> dict[str, Any]:
-    torch.manual_seed(0)
-    model = UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(16,),
-        layers_per_block=1,
-        norm_num_groups=8,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-    )
-    return {
-        "model": model,
-        "example_inputs": describe(model).example_inputs(model),
-        "budget": 0.6,
-        "objective": Objective(NoiseSchedule.named("linear", 100)),
-        "images": torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1,
-        "timesteps": (20, 60),
-        "timestep_stride": 20,
-        "importance": "magnitude",
-        "group": 1,
-    }
+    return small_search()
 
 
 def troubled(request: Request) -> None:
