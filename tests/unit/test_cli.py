@@ -113,6 +113,32 @@ def test_plan_prints_groups_routes_and_cost_and_draws(tmp_path: Path, capsys: py
     assert len(json.loads(saved.read_text())["groups"]) == 10
 
 
+def test_plan_by_the_data_is_kept_for_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sets = [f"--set={name}" for name in ("plan.num_groups=3", "plan.num_draws=32", "plan.num_levels=12")]
+    words = ["plan", str(RECIPE), "--method", "optimal-denoiser", *sets, "--runs", str(tmp_path / "runs")]
+    assert main([*words, "--plot", str(tmp_path / "similarity.svg")]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("plan: the optimal denoiser of 899 images, 32 draws at 12 noise levels")
+    assert "pixels within" in (tmp_path / "similarity.svg").read_text()
+    assert main(words) == 0
+    again = capsys.readouterr().out
+    assert "the optimal denoiser of" not in again
+    assert again.splitlines()[1:4] == said.splitlines()[2:5]
+    assert main(["plan", str(RECIPE), "--method", "equal-width", "--runs", str(tmp_path / "none")]) == 0
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_sampler_must_be_of_the_models_schedule(
+    pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sample", str(pipeline), "--out", str(tmp_path / "x"), "--sampler", "edm-heun"]) == 2
+    assert (
+        "sampler: edm-heun does not sample the pipeline's vp schedule; allowed: ddpm, ddim" in capsys.readouterr().err
+    )
+    words = ["sample", str(pipeline), "--out", str(tmp_path / "x"), "--num-images", "2", "--num-inference-steps", "3"]
+    assert main([*words, "--sampler", "dpm-solver-3"]) == 0
+
+
 def test_plan_of_an_existing_model(pipeline: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(pipeline), "--set", "plan.num_groups=3", "--num-inference-steps", "10"]) == 0
     said = capsys.readouterr().out

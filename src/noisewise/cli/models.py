@@ -81,7 +81,7 @@ def sample(
     *,
     out: Path,
     num_images: int = 64,
-    sampler: Sampler = "ddim",
+    sampler: Sampler | None = None,
     num_inference_steps: int = 50,
     seed: int = 0,
     batch_size: int = 64,
@@ -93,7 +93,7 @@ def sample(
         model: folder of a diffusers pipeline, e.g. runs/digits/pipeline.
         out: folder to write; must not exist yet, or be empty.
         num_images: 1 or more.
-        sampler: the scheduler.
+        sampler: the scheduler; by default ddim, or edm-heun or flow-euler where the model's noise schedule is theirs.
         num_inference_steps: 1 or more.
         seed: image i depends on the seed and i, not on its batch.
         batch_size: images made at once, 1 or more.

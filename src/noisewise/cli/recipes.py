@@ -71,7 +71,7 @@ def plan(
         source: a recipe (YAML), or the folder of a diffusers pipeline.
         set_: change a setting, e.g. --set plan.num_groups=8; may be given many times.
         method: how to cut the noise range, the same as --set plan.method=...; optimal-denoiser looks at the data.
-        sampler: sampler of a model's route table, by default ddim; a recipe names its own.
+        sampler: sampler of a model's route table, by default as in sample; a recipe names its own.
         num_inference_steps: sampling steps of a model's route table, 1 or more, by default 50; a recipe names its own.
         plot: file for a picture (.svg, .png, .pdf) of SNR, cost limits and groups, or of the similarities behind them.
         save: file for the plan as JSON.
@@ -89,7 +89,7 @@ def plan(
         from noisewise.workflow.single import plan_model
 
         steps = 50 if num_inference_steps is None else num_inference_steps
-        planned = plan_model(source, changes, sampler or "ddim", steps)
+        planned = plan_model(source, changes, sampler, steps)
     else:
         for name, given in (("scheduler", sampler), ("num_inference_steps", num_inference_steps)):
             if given is not None and source.exists():

@@ -30,6 +30,9 @@ from noisewise.workflow.plan_settings import PlanSettings, Section
 from noisewise.workflow.plans import plan_of_schedule
 from noisewise.workflow.recipe import Recipe, apply_overrides
 
+USUAL_SAMPLER: dict[str, SchedulerKind] = {"vp": "ddim", "edm": "edm-heun", "flow": "flow-euler"}
+PREDICTION = {"vp": None, "edm": "edm", "flow": "velocity"}  # None: the scheduler says it
+
 
 class _PlanOfModel(Section):
     """What `--set` may change when a model is planned for without a recipe."""
@@ -50,10 +53,11 @@ class Planned:
     resident: int = 0  # parameters of those ways together
 
 
-def plan_model(folder: Path, overrides: Sequence[str], sampler: SchedulerKind, num_inference_steps: int) -> Planned:
+def plan_model(
+    folder: Path, overrides: Sequence[str], sampler: SchedulerKind | None, num_inference_steps: int
+) -> Planned:
     """A plan for an existing model by its own noise schedule."""
     from noisewise.models.cost import count_parameters
-    from noisewise.sampling.schedulers import build_scheduler
 
     model, scheduler = load_denoiser(folder)
     if scheduler is None:
@@ -64,11 +68,25 @@ def plan_model(folder: Path, overrides: Sequence[str], sampler: SchedulerKind, n
     except ValidationError as error:
         raise SettingError(explain(error, _PlanOfModel)) from None
     schedule = NoiseSchedule.from_scheduler(scheduler)
-    chosen = build_scheduler(sampler, scheduler)
+    chosen = sampler_for(sampler, scheduler)
     if settings.looks_at_data:
         raise SettingError(f"plan.method: {settings.method} looks at training images; give a recipe, which names them")
     plan = plan_of_schedule(settings, schedule, schedule.visited(chosen, num_inference_steps))
     return Planned(plan, measure.macs_of(model), count_parameters(model), chosen, num_inference_steps)
+
+
+def sampler_for(kind: SchedulerKind | None, scheduler: Any) -> Any:
+    """A sampler for the network of a pipeline with ``scheduler``: the one named, or its noise schedule's usual one."""
+    from noisewise.sampling.kinds import family, kinds_of
+    from noisewise.sampling.schedulers import build_scheduler
+
+    schedule = NoiseSchedule.from_scheduler(scheduler).kind
+    kind = kind or USUAL_SAMPLER[schedule]
+    if family(kind) != schedule:
+        allowed = ", ".join(kinds_of(schedule))
+        raise SettingError(f"sampler: {kind} does not sample the pipeline's {schedule} schedule; allowed: {allowed}")
+    prediction_type: Any = PREDICTION[schedule] or scheduler.config.get("prediction_type", "epsilon")
+    return build_scheduler(kind, scheduler, prediction_type)
 
 
 def prune_model(
@@ -148,7 +166,7 @@ def sample_model(
     folder: Path,
     out: Path,
     num_images: int,
-    sampler: SchedulerKind,
+    sampler: SchedulerKind | None,
     num_inference_steps: int,
     seed: int,
     batch_size: int,
@@ -172,7 +190,7 @@ def sample_model(
 def images_of(
     folder: Path,
     num_images: int,
-    sampler: SchedulerKind,
+    sampler: SchedulerKind | None,
     num_inference_steps: int,
     seed: int,
     batch_size: int,
@@ -181,7 +199,6 @@ def images_of(
 ) -> np.ndarray:
     """[num_images, C, H, W] uint8 from a model's or pipeline's folder."""
     from noisewise.sampling.sampler import sample_images
-    from noisewise.sampling.schedulers import build_scheduler
 
     model, scheduler = load_denoiser(folder)
     if scheduler is None:
@@ -190,7 +207,7 @@ def images_of(
     num_classes = getattr(model.config, "num_class_embeds", None)
     return sample_images(
         model,
-        build_scheduler(sampler, scheduler, scheduler.config.get("prediction_type", "epsilon")),
+        sampler_for(sampler, scheduler),
         num_images,
         num_inference_steps=num_inference_steps,
         seed=seed,
