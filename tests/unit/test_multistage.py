@@ -117,6 +117,11 @@ def test_a_stage_2_goes_to_every_row_but_the_base() -> None:
     assert row_of(graph(), "base").label == "single network"
 
 
+def test_a_proposer_that_decoders_do_not_ask_is_noted() -> None:
+    settings = {**FROM_BASE, "prune": {"importance": "magnitude", "proposer": {"kind": "evolution"}}, "compare": []}
+    assert any("evolution proposes nothing for decoders" in note for note in graph(**settings).base.notes)
+
+
 def test_rows_at_equal_cost_wait_for_the_decoders_only_where_they_are_pruned() -> None:
     given, pruned = graph(), graph(**FROM_BASE, compare=["base-fewer-steps"])
     assert given.step("cost").inputs == {}

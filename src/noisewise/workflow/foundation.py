@@ -203,7 +203,9 @@ def sampler_of(recipe: Recipe, objective: Objective) -> tuple[Any, Any]:
 
 def _decoders(recipe: Recipe, network: Mapping[str, Any], plan: Plan, notes: list[str]) -> Decoders | None:
     """The multi-decoder's sizes where a row needs them and they come from the recipe rather than from pruning."""
-    settings = recipe.multi_decoder
+    settings, proposer = recipe.multi_decoder, recipe.prune.proposer.kind
+    if settings.start == "base" and proposer != "importance" and "multi-decoder" in recipe.rows:
+        notes.append(f"prune.proposer: {proposer} proposes nothing for decoders, which are cut by importance alone")
     if settings.decoders is None or not any(row in NEED_DECODERS for row in recipe.rows):
         return None
     found, more = measure_decoders(
