@@ -121,7 +121,10 @@ class NoiseDistribution:
     def draw_among(
         self, num: int, generator: torch.Generator, ranges: Sequence[Timesteps]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A range uniformly, then a coordinate from the distribution restricted to it.
+        """A range, all alike, then a coordinate from the distribution restricted to it.
+
+        Ranges take turns from a random one on, so that each has its part of every batch, and always as many images:
+        less luck than drawing them, and kernels that are set up for a batch size are used again.
 
         Returns:
             [num] coordinates and [num] importance weights share x K, with which an expected loss over the ranges is
@@ -130,7 +133,8 @@ class NoiseDistribution:
         if not ranges:
             raise SettingError("ranges: there are none to draw from")
         ranges = [self.check(timesteps) for timesteps in ranges]
-        index = torch.randint(len(ranges), (num,), generator=generator, device=generator.device)  # [num]
+        first = torch.randint(len(ranges), (1,), generator=generator, device=generator.device)
+        index = (first + torch.arange(num, device=generator.device)) % len(ranges)  # [num]
         u = _uniform(num, generator)  # [num]
         weights = torch.tensor([self.share(timesteps) * len(ranges) for timesteps in ranges], device=index.device)
         if not self.discrete:

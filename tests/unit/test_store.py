@@ -50,7 +50,7 @@ def test_closure_lists_inputs_first_and_each_once() -> None:
     left, right = step("left", {"source": base}), step("right", {"source": base})
     end = step("end", {"a": left, "match": right})
     assert [found.name for found in closure([end])] == ["base", "left", "right", "end"]
-    assert [found.name for found in closure([end], but="match")] == ["base", "left", "end"]
+    assert [found.name for found in closure([end], but=["match"])] == ["base", "left", "end"]
 
 
 def test_a_step_is_done_only_when_its_record_is_written(tmp_path: Path) -> None:
