@@ -157,6 +157,15 @@ def test_a_change_redoes_exactly_what_depends_on_it(change: dict[str, Any], redo
         ({"plan": {"method": "given", "bounds": [800, 200]}}, "plan.bounds: [800.0, 200.0] do not rise"),
         ({"plan": {**DENOISER, "alpha": 0.2}}, "plan.alpha: 0.2 leaves a group empty"),
         ({"sample": {**TINY["sample"], "scheduler": "edm-heun"}}, "edm-heun"),
+        ({"model": {**TINY["model"], "time_embedding_type": "fourier"}}, "its timestep, here timesteps from 0 on"),
+        (
+            {
+                "model": {**TINY["model"], "time_embedding_type": "fourier"},
+                "schedule": {"kind": "edm"},
+                "sample": {**TINY["sample"], "scheduler": "edm-heun"},
+            },
+            "model.time_embedding_type: fourier takes the logarithm",
+        ),
         ({"objective": {"prediction_type": "edm"}}, "objective.prediction_type: 'edm' is not one of"),
     ],
 )

@@ -320,3 +320,5 @@ def test_mistakes_are_named() -> None:
         OptimalDenoiser(torch.full((3, 1, 8, 8), float("nan")), FLOW)
     with pytest.raises(SettingError, match="N of 1 or more"):
         OptimalDenoiser(DIGITS[:0], FLOW)
+    with pytest.raises(SettingError, match="N of 1 or more"):
+        OptimalDenoiser(torch.zeros(0, 1, 8, 8), FLOW)

@@ -301,6 +301,8 @@ def test_what_cannot_work_is_refused() -> None:
         build_scheduler("dimm", SCHEDULE)
     with pytest.raises(SettingError, match=r"ddim is for vp .*, this one is flow; allowed: flow-euler, flow-heun"):
         build_scheduler("ddim", NoiseSchedule.flow())
+    with pytest.raises(SettingError, match=r"ddim is for vp schedules, this one is edm; allowed: edm-heun"):
+        build_scheduler("ddim", NoiseSchedule.edm(), "edm")
     with pytest.raises(SettingError, match="edm-heun is for edm schedules, this one is vp"):
         build_scheduler("edm-heun", DDIMScheduler())
     with pytest.raises(SettingError, match="predict velocity, given epsilon"):

@@ -115,7 +115,7 @@ class FloatRows(Rows):
     """Images of any numbers, a float tensor [n, ...]."""
 
     def __init__(self, images: torch.Tensor, device: torch.device) -> None:
-        low, high = images.aminmax()
+        low, high = images.aminmax() if images.numel() else torch.zeros(2)
         if not (low.isfinite() and high.isfinite()):
             raise SettingError("images: some numbers are not finite")
         super().__init__(images.detach(), device, 1.0, 0.0, float(low), float(high))

@@ -60,6 +60,8 @@ def build_scheduler(
     check_kind(kind)
     scheduler_class = _class(CLASSES[kind])
     given = None if isinstance(schedule, NoiseSchedule) else _config(schedule)
+    if isinstance(schedule, NoiseSchedule):
+        _check_schedule(kind, schedule)
     if given is not None and prediction_type is None and family(kind) == "vp":
         prediction_type = given.get("prediction_type", "epsilon")
     prediction_type = _check_prediction(kind, prediction_type)

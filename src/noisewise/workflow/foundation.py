@@ -18,6 +18,7 @@ from noisewise.workflow.decoders import Decoders, measure_decoders
 from noisewise.workflow.networks import (
     DataInfo,
     check_fits,
+    check_time_embedding,
     existing_model,
     make_objective,
     meta_unet2d,
@@ -117,6 +118,7 @@ def lay_foundation(
         network = {"config": unet2d_config(recipe.model, data, recipe.objective)}
         model = meta_unet2d(network["config"])
     objective, settings = _objective(recipe, scheduler)
+    check_time_embedding(model, objective.schedule)
     if scheduler is not None or "from" in network:
         check_fits(model, scheduler, data, objective)
     sampler, visited = sampler_of(recipe, objective)
@@ -143,6 +145,10 @@ def _load(recipe: Recipe, store: Store | None, required: bool, notes: list[str])
     except SettingError as error:
         if required or recipe.data.image_size is None:
             raise
+        if recipe.plan.looks_at_data:
+            raise SettingError(
+                f"plan.method: {recipe.plan.method} looks at the training images, which cannot be read ({error})"
+            ) from None
         notes.append(f"the data cannot be read, so only its recipe is known ({error})")
         return None
 

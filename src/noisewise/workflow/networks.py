@@ -203,6 +203,17 @@ def predicted_by(scheduler: Any) -> str | None:
     return {None: None, "flow_prediction": "velocity"}.get(found, found)
 
 
+def check_time_embedding(model: ModelMixin, schedule: NoiseSchedule) -> None:
+    """diffusers' Fourier embedding takes the logarithm of the timestep and divides by it, so it must be above 0."""
+    if model.config.get("time_embedding_type") != "fourier" or schedule.model_timestep in ("sigma", "flow-time"):
+        return
+    numbers = "log(sigma) / 4, which is below 0 near the data" if schedule.kind == "edm" else "timesteps from 0 on"
+    raise SettingError(
+        "model.time_embedding_type: fourier takes the logarithm of what the network gets as its timestep, here "
+        f"{numbers}; use positional"
+    )
+
+
 def check_fits(model: ModelMixin, scheduler: Any, data: DataInfo, objective: Objective) -> None:
     """An existing network must take the recipe's images and labels and predict what the objective says."""
     predicts = predicted_by(scheduler)

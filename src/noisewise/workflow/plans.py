@@ -44,7 +44,7 @@ def make_plan(
 
     Args:
         visited: coordinates at which sampling calls the network, of `snr_range: visited`.
-        dataset: None where the images cannot be read; a plan that looks at them is then refused.
+        dataset: None where the images cannot be read and the plan does not look at them.
         cache: the store's folder, where plans that look at data are kept; without it they are made anew.
         say: told what long work will cost before it starts.
     """
@@ -53,8 +53,7 @@ def make_plan(
         plan = Plan.load(settings.path)
         plan.check_schedule(schedule)
     elif settings.looks_at_data:
-        if dataset is None:
-            raise SettingError(f"plan.method: {settings.method} looks at the training images, which cannot be read")
+        assert dataset is not None  # missing images are refused where they are loaded
         plan = _kept(recipe, objective, visited, dataset, cache, say)
     else:
         plan = plan_of_schedule(settings, schedule, visited)
