@@ -62,6 +62,16 @@ def test_overrides_reach_any_depth_and_the_last_wins(tmp_path: Path) -> None:
     assert recipe.rows == ("uniform", "tdc")
 
 
+def test_another_way_to_cut_leaves_out_what_belongs_to_the_recipes_own(tmp_path: Path) -> None:
+    path = small(tmp_path, plan={"method": "given", "bounds": [200, 800], "min_cost": 0.7})
+    other = load_recipe(path, ["plan.alpha=0.8"], "optimal-denoiser").plan
+    assert (other.method, other.bounds, other.min_cost, other.alpha) == ("optimal-denoiser", None, 0.7, 0.8)
+    assert load_recipe(path, (), "given") == load_recipe(path)
+    assert load_recipe(small(tmp_path), (), "intervals").plan.groups == 3
+    with pytest.raises(SettingError, match="alpha belongs to method `optimal-denoiser`"):
+        load_recipe(path, ["plan.alpha=0.8"], "intervals")
+
+
 def test_yaml_numbers_and_words_mean_what_they_look_like() -> None:
     assert parse_yaml("{a: 1e-3, b: no, c: true, d: 1_000, e: 2.0e+5}", "test") == {
         "a": 1e-3, "b": "no", "c": True, "d": 1000, "e": 2e5

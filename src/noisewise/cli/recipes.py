@@ -70,7 +70,8 @@ def plan(
     Args:
         source: a recipe (YAML), or the folder of a diffusers pipeline.
         set_: change a setting, e.g. --set plan.num_groups=8; may be given many times.
-        method: how to cut the noise range, the same as --set plan.method=...; optimal-denoiser looks at the data.
+        method: how to cut the noise range; a recipe's settings of another method are left out. optimal-denoiser looks
+            at the data.
         sampler: sampler of a model's route table, by default as in sample; a recipe names its own.
         num_inference_steps: sampling steps of a model's route table, 1 or more, by default 50; a recipe names its own.
         plot: file for a picture (.svg, .png, .pdf) of SNR, cost limits and groups, or of the similarities behind them.
@@ -84,10 +85,10 @@ def plan(
     for option, path in (("--plot", plot), ("--save", save)):
         if path is not None:
             check_target(path, option)
-    changes = (*set_, f"plan.method={method}") if method is not None else set_
     if source.is_dir():
         from noisewise.workflow.single import plan_model
 
+        changes = set_ if method is None else (*set_, f"plan.method={method}")
         steps = 50 if num_inference_steps is None else num_inference_steps
         planned = plan_model(source, changes, sampler, steps)
     else:
@@ -96,7 +97,7 @@ def plan(
                 raise SettingError(
                     f"{source}: a recipe names its own sampler; change it by --set sample.{name}={given}"
                 )
-        planned = _plan_of_recipe(source, changes, runs)
+        planned = _plan_of_recipe(source, set_, method, runs)
     _print_plan(planned)
     if plot is not None:
         from noisewise.report.figures import plan_figure
@@ -132,14 +133,14 @@ def _print_plan(planned: Planned) -> None:
     print(f"{who}: {si(macs * routes.total)}MACs an image, {routes.mean:.4f} of the base's")
 
 
-def _plan_of_recipe(source: Path, overrides: tuple[str, ...], runs: Path) -> Planned:
+def _plan_of_recipe(source: Path, overrides: tuple[str, ...], method: PlanMethod | None, runs: Path) -> Planned:
     from noisewise.workflow.builder import build_graph
     from noisewise.workflow.predict import si
     from noisewise.workflow.recipe import load_recipe
     from noisewise.workflow.run import open_graph
     from noisewise.workflow.single import Planned
 
-    recipe = load_recipe(source, overrides)
+    recipe = load_recipe(source, overrides, method)
     if recipe.plan.looks_at_data:
         graph, _ = open_graph(recipe, runs, data_required=False, say=_say)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,13 @@ class Section(BaseModel):
     """A part of a recipe: frozen, and every key known."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+def other_method(plan: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """A plan's settings under another method: what belongs to single methods goes, cost limits and groups stay."""
+    if plan.get("method", "snr") == method:
+        return dict(plan)
+    return {name: value for name, value in plan.items() if name not in OWNERS} | {"method": method}
 
 
 class PlanSettings(Section):

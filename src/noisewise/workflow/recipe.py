@@ -12,7 +12,7 @@ from noisewise.data.settings import DataSettings
 from noisewise.errors import SettingError
 from noisewise.training.settings import TrainSettings
 from noisewise.workflow.explain import explain
-from noisewise.workflow.plan_settings import PlanSettings, Section
+from noisewise.workflow.plan_settings import PlanSettings, Section, other_method
 from noisewise.workflow.rows import METHOD_B, NEED_DECODERS, NEED_STAGE_2, ORDER, SEPARATE, Method, RowId
 from noisewise.workflow.settings import (
     BaseSettings,
@@ -156,14 +156,19 @@ def _without_unset(section: BaseModel, dumped: dict[str, Any]) -> dict[str, Any]
     return {**kept, **(section.model_extra or {})}
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: Path, overrides: Sequence[str] = (), plan_method: str | None = None) -> Recipe:
     """Read a recipe and change single settings by dotted names.
 
     Args:
         path: a YAML file.
         overrides: ``a.b=value`` each, the value in YAML, later ones win.
+        plan_method: cut the noise range this way; the file's settings of another way are left out.
     """
-    return check_recipe(apply_overrides(read_mapping(path), overrides))
+    raw = read_mapping(path)
+    plan = raw.get("plan", {})
+    if plan_method is not None and isinstance(plan, dict):
+        raw["plan"] = other_method(plan, plan_method)
+    return check_recipe(apply_overrides(raw, overrides))
 
 
 def check_recipe(raw: dict[str, Any]) -> Recipe:
