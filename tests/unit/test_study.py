@@ -104,6 +104,27 @@ MULTISTAGE: dict[str, Any] = {
 }
 
 
+def test_evaluations_of_a_sampler_of_two_calls_a_step_are_odd_and_so_is_the_reference() -> None:
+    changes = {
+        "schedule": {"kind": "edm"},
+        "method": "multi-decoder",
+        "plan": {"method": "given", "bounds": [1, 10]},
+        "multi_decoder": {"decoders": [1, 1, 1]},
+        "sample": {**TINY["sample"], "scheduler": "edm-heun"},
+    }
+    layout = laid_out(find_study("multistage-evaluations"), **changes)
+    assert layout.reference.label == "single network, 19"
+    assert {arm.x for arm in layout.arms} == {5, 9, 15, 19, 35, 49}
+
+
+@pytest.mark.parametrize("name", [name for name in STUDIES if not name.startswith("multistage")])
+def test_studies_of_two_stages_say_that_one_is_missing(name: str) -> None:
+    raw = {**TINY, "method": "multi-decoder", "multi_decoder": {"decoders": [1, 1]}}
+    del raw["finetune"]
+    with pytest.raises(SettingError, match="finetune: missing"):
+        lay_out(find_study(name), raw, 1, None)
+
+
 @pytest.mark.parametrize("name", [name for name in STUDIES if name.startswith("multistage")])
 def test_multistage_studies_lay_out_at_equal_images_with_one_network_shared(name: str) -> None:
     layout = lay_out(find_study(name), copy.deepcopy(MULTISTAGE), 1, None)

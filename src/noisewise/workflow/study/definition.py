@@ -58,11 +58,15 @@ class Study:
     question: str
     needs: str  # what a recipe must have, in words
     arms: Callable[[Recipe], Sequence[Arm]]
-    reference: str  # label of the arm that all others are compared with
+    reference: str | Callable[[Recipe], str]  # label of the arm that all others are compared with
     paper: Paper
     axis: str = ""  # what `Arm.x` counts
     figures: tuple[FigureKind, ...] = ("differences", "cost")
     cost_to_match: bool = False  # also: when does each arm reach the reference's best distance, by snapshots
+
+    def reference_label(self, recipe: Recipe) -> str:
+        """``reference``, where the recipe has a say in it."""
+        return self.reference if isinstance(self.reference, str) else self.reference(recipe)
 
 
 def only_plan(recipe: Recipe, **changes: Any) -> dict[str, Any]:

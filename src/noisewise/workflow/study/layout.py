@@ -60,7 +60,7 @@ class Layout:
 
     @property
     def reference(self) -> Arm:
-        return next(arm for arm in self.arms if arm.label == self.study.reference)
+        return next(arm for arm in self.arms if arm.label == self.study.reference_label(self.recipe))
 
     @property
     def reference_step(self) -> StepSpec:
@@ -69,7 +69,7 @@ class Layout:
 
     def against(self, arm: Arm) -> Arm:
         """The arm that one is compared with; a reference arm with itself."""
-        label = arm.against or self.study.reference
+        label = arm.against or self.study.reference_label(self.recipe)
         return next(other for other in self.arms if other.label == label)
 
     @cached_property
@@ -144,7 +144,7 @@ def lay_out(
     cells = tuple(cell for i, seed in enumerate(seeds) for cell in _cells(raw, recipe, arms, seed, i, store))
     first = {cell.arm.label: cell for cell in cells if cell.seed == seeds[0]}
     _check_same_ruler(study, list(first.values()))
-    reference = first[study.reference]
+    reference = first[study.reference_label(recipe)]
     resamples = {
         seed: _resample([cell for cell in cells if cell.seed == seed], seed, num_resamples) for seed in seeds
     } if len(arms) > 1 else {}  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from noisewise.errors import SettingError
 from noisewise.workflow.recipe import Recipe
 from noisewise.workflow.study.definition import Arm, Paper, Study, only_plan
 
@@ -110,6 +111,8 @@ def _shared(recipe: Recipe, num_groups: int) -> dict[str, Any]:
 
 def stage_2_images(recipe: Recipe, num_groups: int) -> int:
     """Per group, so that all groups together see the images that the recipe's own groups would."""
+    if recipe.finetune is None:
+        raise SettingError("finetune: missing; this study needs a stage 2, at least finetune.num_images")
     return max(1, round(recipe.stage_2.num_images * recipe.plan.groups / num_groups))
 
 
