@@ -51,6 +51,9 @@ def test_similarity_curves(kind: str) -> None:
     svg = svg_of(figure)
     assert svg.count("t1 = ") == svg.count("t2 = ") == 1
     assert svg == svg_of(similarity_figure(plan))
+    figure.draw_without_rendering()
+    first, second = (text.get_window_extent() for text in axis.texts)
+    assert not first.overlaps(second)
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)

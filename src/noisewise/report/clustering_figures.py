@@ -70,9 +70,11 @@ def similarity_figure(plan: Plan) -> Figure:
         _band(axis, data, "t", name)
     for number, bound in enumerate(curves_of(settings)["bounds"], 1):
         axis.axvline(bound, color=MUTED, lw=1, ls=(0, (4, 2)))
-        axis.annotate(f"t{number} = {bound:.4g}", (bound, 1), (3, -10), ("data", "axes fraction"), "offset points",
+        row = -10 if number % 2 else -21  # neighbours take turns, so that close ones stay apart
+        axis.annotate(f"t{number} = {bound:.4g}", (bound, 1), (3, row), ("data", "axes fraction"), "offset points",
                       color=INK, fontsize=8.5)  # fmt: skip
-    axis.set_ylim(0, 1.12)
+    axis.set_ylim(0, 1.25)
+    axis.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
     axis.set_ylabel(f"pixels within η = {settings['eta']:.4f}")
     figure.legend(loc="outside upper left", ncols=1)
     return figure
