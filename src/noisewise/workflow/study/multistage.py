@@ -18,6 +18,7 @@ OTHER_SCALE = (
 )
 NEEDS = "a recipe of method multi-decoder (recipes/multistage-digits.yaml)"
 SINGLE, MULTI = "single network", "multi-decoder"
+EQUAL_COST = f"{SINGLE}, equal cost"
 EVALUATIONS = (5, 10, 15, 20, 35, 50)
 EDM: dict[str, Any] = {
     "schedule": {"kind": "edm"},
@@ -32,6 +33,7 @@ def _table_1(recipe: Recipe) -> Sequence[Arm]:
     dpm = {"sample.scheduler": "dpm-solver-3", "sample.num_inference_steps": 20}
     return (
         Arm(SINGLE, "base", dpm, "DPM-Solver-3, 20 evaluations", ("2.73", "20")),
+        Arm(EQUAL_COST, "base-fewer-steps", dpm, "in as many steps as the multi-decoder's cost allows"),
         Arm(MULTI, "multi-decoder", dpm, "DPM-Solver-3, 20 evaluations", ("2.35", "20")),
         Arm(f"{SINGLE}, EDM", "base", EDM, "Heun, 35 evaluations", ("2.05", "35"), against=f"{SINGLE}, EDM"),
         Arm(f"{MULTI}, EDM", "multi-decoder", EDM, "Heun, 35 evaluations", ("1.96", "35"), against=f"{SINGLE}, EDM"),
@@ -80,6 +82,7 @@ def _table_2(recipe: Recipe) -> Sequence[Arm]:
 def _table_3(recipe: Recipe) -> Sequence[Arm]:
     return (
         Arm(SINGLE, "base", paper=("2.73",)),
+        Arm(EQUAL_COST, "base-fewer-steps", note="in as many steps as the multi-decoder's cost allows"),
         Arm("separate networks", "separate", note="one per group, like the single one", paper=("2.87",)),
         Arm("separate, early stopped", "separate-early-stopped", note="each at its least held-out loss",
             paper=("2.80",)),
@@ -100,14 +103,15 @@ def _table_4(recipe: Recipe) -> Sequence[Arm]:
         return {"plan": {"method": "intervals", "interval_cost": cost, "num_groups": groups, **more}}
 
     given = recipe.plan.model_dump(mode="json", exclude_defaults=True)
-    optimal = given if recipe.plan.method == "optimal-denoiser" else {"method": "optimal-denoiser"}
+    sizes = {name: given[name] for name in ("num_draws", "num_levels", "seed") if name in given}
+    optimal = given if recipe.plan.method == "optimal-denoiser" else {"method": "optimal-denoiser", **sizes}
     arms = [
         Arm(OPTIMAL, "multi-decoder", {"plan": {**optimal, "num_groups": groups}}, paper=("2.35", ".442", ".631")),
         Arm("by timestep", "multi-decoder", intervals("timestep"), paper=("3.12", ".330", ".670")),
         Arm("by SNR", "multi-decoder", intervals("snr"), paper=("2.72", ".348", ".709")),
     ]
     if networks := given.get("gradients_of"):
-        by_gradient = intervals("gradient", gradients_of=networks)
+        by_gradient = intervals("gradient", gradients_of=networks, **sizes)
         arms.append(Arm("by gradient", "multi-decoder", by_gradient, paper=("2.75", ".360", ".660")))
     return arms
 
