@@ -53,7 +53,7 @@ def test_similarity_curves(kind: str) -> None:
     assert svg == svg_of(similarity_figure(plan))
     figure.draw_without_rendering()
     first, second = (text.get_window_extent() for text in axis.texts)
-    assert not first.overlaps(second)
+    assert first.y0 > second.y1  # however near they are
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)
