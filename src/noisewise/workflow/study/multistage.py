@@ -103,7 +103,7 @@ def _table_4(recipe: Recipe) -> Sequence[Arm]:
         return {"plan": {"method": "intervals", "interval_cost": cost, "num_groups": groups, **more}}
 
     given = recipe.plan.model_dump(mode="json", exclude_defaults=True)
-    sizes = {name: given[name] for name in ("num_draws", "num_levels", "seed") if name in given}
+    sizes: dict[str, Any] = {name: given[name] for name in ("num_draws", "num_levels", "seed") if name in given}
     optimal = given if recipe.plan.method == "optimal-denoiser" else {"method": "optimal-denoiser", **sizes}
     arms = [
         Arm(OPTIMAL, "multi-decoder", {"plan": {**optimal, "num_groups": groups}}, paper=("2.35", ".442", ".631")),
