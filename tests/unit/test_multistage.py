@@ -71,6 +71,22 @@ def test_every_row_sees_the_same_number_of_images() -> None:
     assert [step.num_images for step in row_of(found, "separate").training if step.action == "train"] == [64, 64, 64]
 
 
+def test_the_single_network_may_see_the_joint_trainings_draws() -> None:
+    found = graph(compare=["base", "base-same-draws"])
+    same, joint, base = (row_of(found, row).model for row in ("base-same-draws", "multi-decoder", "base"))
+    assert {name: same.settings[name] for name in ("ranges", "group_draws", "train")} == {
+        name: joint.settings[name] for name in ("ranges", "group_draws", "train")
+    }
+    assert (same.settings["network"], same.settings["names"]) == (base.settings["network"], base.settings["names"])
+    assert same.macs == base.macs
+    with pytest.raises(SettingError, match="base-same-draws trains from scratch"):
+        recipe(
+            model={"from": "somewhere"},
+            compare=["base-same-draws"],
+            **{k: v for k, v in FROM_BASE.items() if k != "model"},
+        )
+
+
 def test_separate_networks_split_the_images_as_the_joint_training_draws_its_groups() -> None:
     found = graph(multi_decoder={"decoders": [1.5, 1, 0.5], "group_draws": "host"})
     assert [step.num_images for step in row_of(found, "separate").training if step.action == "train"] == [39, 115, 38]

@@ -47,6 +47,7 @@ STYLES = {
     "distilled": Style("#967000", "#e0b030", "X", (0, (3, 1.2, 1, 1.2))),
     "single-stage": Style("#5f54b5", "#aaa0f5", "h", (0, (3, 1.2, 1, 1.2))),
     "multi-decoder": Style("#c01048", "#ff7f9f", "*"),
+    "base-same-draws": Style("#4a5a2a", "#a8bd7c", "s", (0, (5, 1.6))),
     "separate": Style("#00808c", "#4cc8d4", "d", (0, (5, 1.6))),
     "separate-early-stopped": Style("#6b7f00", "#bccb45", "<", (0, (3, 1.2, 1, 1.2))),
     "separate-tailored": Style("#8f5bb0", "#cfa0ea", ">", (0, (5, 1.6))),

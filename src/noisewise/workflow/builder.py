@@ -15,7 +15,7 @@ from noisewise.workflow.store import StepSpec, Store
 from noisewise.workflow.trainings import Trainings
 
 IDEAL_LEVELS, IDEAL_DRAWS = 40, 512  # of the optimal denoiser's loss, drawn as the floor under the measured ones
-AT_BASE_COST = ("base", "base-continued", "unpruned", "separate", "separate-early-stopped")
+AT_BASE_COST = ("base", "base-continued", "base-same-draws", "unpruned", "separate", "separate-early-stopped")
 
 
 def build_graph(
@@ -63,6 +63,8 @@ class _Builder:
             return t.uniform(self.cost_of_rival())
         if row_id == "multi-decoder":
             return self.stages.joint()
+        if row_id == "base-same-draws":
+            return self.stages.same_draws()
         if row_id in SEPARATE:
             return self.stages.separate(row_id)
         return t.assemble(row_id, t.experts(row_id))

@@ -13,7 +13,7 @@ from noisewise.errors import SettingError
 from noisewise.training.settings import TrainSettings
 from noisewise.workflow.explain import explain
 from noisewise.workflow.plan_settings import PlanSettings, Section, other_method
-from noisewise.workflow.rows import METHOD_B, NEED_DECODERS, NEED_STAGE_2, ORDER, SEPARATE, Method, RowId
+from noisewise.workflow.rows import FROM_SCRATCH, METHOD_B, NEED_DECODERS, NEED_STAGE_2, ORDER, Method, RowId
 from noisewise.workflow.settings import (
     BaseSettings,
     EvaluateSettings,
@@ -113,7 +113,7 @@ class Recipe(Section):
                     f"multi_decoder.decoders: missing; row {row} needs a width for every group, e.g. [1.5, 1, 0.25], "
                     "or multi_decoder.start: base, which prunes the base's decoder to the plan's cost limits"
                 )
-            if existing and (row in SEPARATE or (row == "multi-decoder" and from_scratch)):
+            if existing and (row in FROM_SCRATCH or (row == "multi-decoder" and from_scratch)):
                 raise ValueError(f"compare: {row} trains from scratch, `model.from` has no part in it")
 
     @property

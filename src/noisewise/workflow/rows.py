@@ -7,7 +7,7 @@ from typing import Literal, get_args
 Method = Literal["tdc", "single-stage", "multi-decoder"]
 RowId = Literal[
     "base", "base-continued", "base-fewer-steps", "unpruned", "uniform",
-    "separate", "separate-early-stopped", "separate-tailored", "separate-tailored-early-stopped",
+    "base-same-draws", "separate", "separate-early-stopped", "separate-tailored", "separate-tailored-early-stopped",
     "single-stage", "tdc", "distilled", "multi-decoder",
 ]  # fmt: skip
 ORDER: tuple[RowId, ...] = get_args(RowId)  # context first, a method's own row after its rivals
@@ -15,7 +15,8 @@ ORDER: tuple[RowId, ...] = get_args(RowId)  # context first, a method's own row 
 NEED_STAGE_2 = ("base-continued", "unpruned", "uniform", "tdc", "distilled")
 SEPARATE = ("separate", "separate-early-stopped", "separate-tailored", "separate-tailored-early-stopped")
 NEED_DECODERS = ("multi-decoder", "separate-tailored", "separate-tailored-early-stopped")
-METHOD_B = ("multi-decoder", *SEPARATE)
+FROM_SCRATCH = ("base-same-draws", *SEPARATE)
+METHOD_B = ("multi-decoder", *FROM_SCRATCH)
 
 _LABELS: dict[RowId, tuple[str, str]] = {
     "base": ("base, stage 1 alone", "for context: fewer training images than the others"),
@@ -26,6 +27,10 @@ _LABELS: dict[RowId, tuple[str, str]] = {
     "tdc": ("TDC", "an expert per group, pruned to the group's cost limit and fine-tuned"),
     "distilled": ("TDC, distilled", "TDC whose fine-tuning also follows the base's predictions"),
     "single-stage": ("single stage", "an expert per group from scratch, at the same total of training images"),
+    "base-same-draws": (
+        "single network, same draws",
+        "one network from scratch that sees noise levels as often as the multi-decoder does",
+    ),
     "separate": ("separate networks", "a network like the base per group, from scratch, nothing shared"),
     "separate-early-stopped": ("separate, early stopped", "each group's network at its least held-out loss"),
     "separate-tailored": ("separate, tailored", "the multi-decoder's sizes per group, nothing shared"),

@@ -53,12 +53,7 @@ class Stages:
     def joint(self) -> StepSpec:
         """One training for all groups."""
         t, shares = self.trainings, self.shares()
-        more = {
-            "groups": list(shares),
-            "ranges": [t.timesteps(group) for group in shares],
-            "shares": list(shares.values()),
-            "group_draws": self.settings.group_draws,
-        }
+        more = self.draws()
         if self.settings.start == "base":
             macs = sum(share * self.base.macs * self.base.plan.groups[g].cost_limit for g, share in shares.items())
             return t.train("joint", t.continued_images(), ("joint",), source=self.decoders(), macs=macs, **more)
@@ -66,6 +61,23 @@ class Stages:
         macs = sum(share * decoders.macs[group] for group, share in shares.items())
         more |= {"network": decoders.network(), "snapshots": t.snapshot_images()}
         return t.train("joint", t.scratch(t.total_images), ("joint",), macs=macs, **more)
+
+    def draws(self) -> dict[str, Any]:
+        """How the joint training draws groups, as a training's settings."""
+        shares = self.shares()
+        return {
+            "groups": list(shares),
+            "ranges": [self.trainings.timesteps(group) for group in shares],
+            "shares": list(shares.values()),
+            "group_draws": self.settings.group_draws,
+        }
+
+    def same_draws(self) -> StepSpec:
+        """The single network on the joint training's draws: what of the gain is theirs and not the decoders'."""
+        t = self.trainings
+        return t.train(
+            "base-same-draws", t.scratch(t.total_images), ("base",), network=self.base.network, **self.draws()
+        )
 
     def decoders(self) -> StepSpec:
         """The trained base's encoder, and its decoder pruned to each group's cost limit."""

@@ -19,12 +19,14 @@ OTHER_SCALE = (
 NEEDS = "a recipe of method multi-decoder (recipes/multistage-digits.yaml)"
 SINGLE, MULTI = "single network", "multi-decoder"
 EQUAL_COST = f"{SINGLE}, equal cost"
+SAME_DRAWS = f"{SINGLE}, same draws"
 EVALUATIONS = (5, 10, 15, 20, 35, 50)
 EDM: dict[str, Any] = {
     "schedule": {"kind": "edm"},
     "objective": {},
     "sample.scheduler": "edm-heun",
     "sample.num_inference_steps": 18,
+    "multi_decoder.group_draws": "host",  # the paper's: as EDM draws noise levels
 }
 GROUPS = (2, 3, 4, 5)
 
@@ -83,6 +85,7 @@ def _table_3(recipe: Recipe) -> Sequence[Arm]:
     return (
         Arm(SINGLE, "base", paper=("2.73",)),
         Arm(EQUAL_COST, "base-fewer-steps", note="in as many steps as the multi-decoder's cost allows"),
+        Arm(SAME_DRAWS, "base-same-draws", note="sees noise levels as often as the multi-decoder does"),
         Arm("separate networks", "separate", note="one per group, like the single one", paper=("2.87",)),
         Arm("separate, early stopped", "separate-early-stopped", note="each at its least held-out loss",
             paper=("2.80",)),
