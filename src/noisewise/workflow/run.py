@@ -135,8 +135,8 @@ def run_only(graph: Graph, store: Store, names: Sequence[str], sink: Sink) -> bo
 def gather(graph: Graph, store: Store, folder: Path, cached: dict[str, bool]) -> bool:
     """Write the run's own files from the steps' artefacts; whether anything is new."""
     results = collect(graph, store, cached)
-    before = _results_before(folder)
-    if before is not None and _lasting(before) == _lasting(results) and (folder / PIPELINE).is_dir():
+    before = results_before(folder / RESULTS)
+    if before is not None and lasting(before) == lasting(results) and (folder / PIPELINE).is_dir():
         return False
     lines = "".join(json.dumps(line) + "\n" for line in all_metrics(graph, store))
     write_atomic(folder / METRICS, lines)
@@ -154,19 +154,20 @@ def gather(graph: Graph, store: Store, folder: Path, cached: dict[str, bool]) ->
     return True
 
 
-def _results_before(folder: Path) -> dict[str, Any] | None:
-    if not (folder / RESULTS).is_file():
+def results_before(path: Path) -> dict[str, Any] | None:
+    """What an earlier command wrote at ``path``; None where that is nothing whole."""
+    if not path.is_file():
         return None
     try:
-        results = read_json(folder / RESULTS, "results")
+        results = read_json(path, "results")
     except SettingError:
         return None  # damaged; it is written anew
     return results if isinstance(results, dict) else None
 
 
-def _lasting(results: dict[str, Any]) -> Any:
+def lasting(results: dict[str, Any]) -> Any:
     """What stays the same when the same command is given again."""
-    changing = ("created", "command", "timing")
+    changing = ("created", "command", "timing", "commands")
     return json.loads(json.dumps({key: value for key, value in results.items() if key not in changing}))
 
 

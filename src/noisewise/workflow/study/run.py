@@ -7,15 +7,21 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from noisewise.errors import SettingError
-from noisewise.files import disk_errors, read_json, write_atomic, write_json
+from noisewise.files import disk_errors, write_atomic, write_json
 from noisewise.workflow.executor import Runner, default_threads, run_parallel, run_serial, run_step
 from noisewise.workflow.measure import GRID
 from noisewise.workflow.predict import in_words, predicted_seconds, si
 from noisewise.workflow.progress import Sink
-from noisewise.workflow.run import check_proposers, check_smallest_budget, store_of, write_if_new
+from noisewise.workflow.run import (
+    check_proposers,
+    check_smallest_budget,
+    lasting,
+    results_before,
+    store_of,
+    write_if_new,
+)
 from noisewise.workflow.store import StepSpec, Store, closure, run_lock
 from noisewise.workflow.study.collect import WAITING, collect, csv_of_cells, noise
 from noisewise.workflow.study.layout import Layout, lay_out
@@ -165,13 +171,13 @@ def _gather(
     layout: Layout, store: Store, folder: Path, ran: Sequence[StepSpec], wall: float, num_jobs: int
 ) -> bool:  # fmt: skip
     """Write the study's own files; whether anything is new."""
-    old = _results_before(folder)
-    spent = dict(old["commands"]) if old is not None else {}
+    old = results_before(folder / RESULTS)
+    spent = dict((old or {}).get("commands", {}))
     if ran:  # what processes did between steps: starting, laying out, waiting for each other
         busy = sum(store.record(step).seconds for step in ran)
         spent[WAITING] = spent.get(WAITING, 0.0) + max(0.0, wall * num_jobs - busy)
     results = {**collect(layout, store, spent), "commands": spent}
-    if old is not None and _lasting(old) == _lasting(results):
+    if old is not None and lasting(old) == lasting(results):
         return False
     (folder / "samples").mkdir(exist_ok=True)
     grids = {cell.arm.key: cell.row.sample for cell in layout.cells if cell.seed == layout.seeds[0]}
@@ -181,19 +187,3 @@ def _gather(
     write_atomic(folder / CELLS, csv_of_cells(results["cells"]))
     write_json(folder / RESULTS, results)
     return True
-
-
-def _results_before(folder: Path) -> dict[str, Any] | None:
-    if not (folder / RESULTS).is_file():
-        return None
-    try:
-        results = read_json(folder / RESULTS, "results")
-    except SettingError:
-        return None  # damaged; it is written anew
-    return results if isinstance(results, dict) and "commands" in results else None
-
-
-def _lasting(results: dict[str, Any]) -> Any:
-    """What stays the same when the same command is given again."""
-    changing = ("created", "command", "timing", "commands")
-    return json.loads(json.dumps({key: value for key, value in results.items() if key not in changing}))
