@@ -138,6 +138,12 @@ def test_a_proposer_that_decoders_do_not_ask_is_noted() -> None:
     assert any("evolution proposes nothing for decoders" in note for note in graph(**settings).base.notes)
 
 
+def test_decoders_that_no_row_needs_are_noted() -> None:
+    stage_2 = {"method": "tdc", "finetune": {"num_images": 64}, "compare": []}
+    assert any("multi_decoder.decoders: ignored" in note for note in graph(**stage_2).base.notes)
+    assert not any("ignored" in note for note in graph().base.notes)
+
+
 def test_rows_at_equal_cost_wait_for_the_decoders_only_where_they_are_pruned() -> None:
     given, pruned = graph(), graph(**FROM_BASE, compare=["base-fewer-steps"])
     assert given.step("cost").inputs == {}

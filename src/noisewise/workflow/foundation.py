@@ -212,7 +212,10 @@ def _decoders(recipe: Recipe, network: Mapping[str, Any], plan: Plan, notes: lis
     settings, proposer = recipe.multi_decoder, recipe.prune.proposer.kind
     if settings.start == "base" and proposer != "importance" and "multi-decoder" in recipe.rows:
         notes.append(f"prune.proposer: {proposer} proposes nothing for decoders, which are cut by importance alone")
-    if settings.decoders is None or not any(row in NEED_DECODERS for row in recipe.rows):
+    if settings.decoders is None:
+        return None
+    if not any(row in NEED_DECODERS for row in recipe.rows):
+        notes.append(f"multi_decoder.decoders: ignored, none of the rows needs decoders ({', '.join(recipe.rows)})")
         return None
     found, more = measure_decoders(
         network["config"], plan, facts_of(plan), settings.decoders, settings.share_bottleneck
