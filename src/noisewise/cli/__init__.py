@@ -16,7 +16,7 @@ from typing import Any
 from cyclopts import App, CycloptsError
 
 from noisewise import __version__
-from noisewise.cli import models, recipes, studies
+from noisewise.cli import combine, models, recipes, studies
 from noisewise.errors import SettingError, TrainingError
 
 INTERRUPTED = 130
@@ -29,7 +29,7 @@ app = App(
 )
 for command in (
     recipes.init, recipes.plan, recipes.run, models.prune, models.sample, models.evaluate, recipes.report,
-    recipes.status, studies.study,
+    recipes.status, studies.study, combine.stitch,
 ):  # fmt: skip
     app.command(command)
 

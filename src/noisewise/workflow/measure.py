@@ -196,7 +196,7 @@ def evaluate(job: Job) -> Result:
         ema=_is_averaged(sampled.inputs["model"]),
     )
     _save_features(job.workspace, features)  # studies compare arms image by image
-    return scores(features, _load_features(job.input("reference")))
+    return scores(features, load_features(job.input("reference")))
 
 
 def _is_averaged(model: StepSpec) -> bool | None:
@@ -219,7 +219,7 @@ def _save_features(folder: Path, features: Any) -> None:
     write_json(folder / "features.json", features.provenance.to_dict())
 
 
-def _load_features(folder: Path) -> Any:
+def load_features(folder: Path) -> Any:
     from noisewise.evaluation.features import Features
     from noisewise.evaluation.provenance import Provenance
 

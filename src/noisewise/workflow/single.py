@@ -104,7 +104,7 @@ def prune_model(
 
     With a proposer its candidates are measured on those images too, and ``log`` takes a line for each.
     """
-    _check_new(out)
+    check_new(out)
     if proposer is not None:
         proposer.check_ready()
     model, scheduler = load_denoiser(folder)
@@ -125,7 +125,7 @@ def prune_model(
         )
         small, info = found.model, found.info
     small = small.to("cpu")
-    with _whole_folder(out) as folder:
+    with whole_folder(out) as folder:
         if scheduler is None:
             small.save_pretrained(folder)
         else:
@@ -176,10 +176,10 @@ def sample_model(
     """Images of a model as PNG files, and a grid of the first."""
     from PIL import Image
 
-    _check_new(out)
+    check_new(out)
     images = images_of(folder, num_images, sampler, num_inference_steps, seed, batch_size, eta, progress)
     digits = len(str(num_images - 1))
-    with _whole_folder(out) as folder:
+    with whole_folder(out) as folder:
         for i, image in enumerate(images):
             pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
             Image.fromarray(pixels).save(folder / f"{i:0{digits}d}.png")
@@ -256,17 +256,17 @@ def evaluate_model(
     }
 
 
-def _check_new(out: Path) -> None:
+def check_new(out: Path, option: str = "--out") -> None:
     """Nothing of the user's is overwritten, and no work done that cannot be kept."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise SettingError(f"--out {out}: exists and is not an empty folder; name another")
+        raise SettingError(f"{option} {out}: exists and is not an empty folder; name another")
     above = next(folder for folder in out.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise SettingError(f"--out {out}: no folder can be made in {above}")
+        raise SettingError(f"{option} {out}: no folder can be made in {above}")
 
 
 @contextmanager
-def _whole_folder(out: Path) -> Iterator[Path]:
+def whole_folder(out: Path) -> Iterator[Path]:
     """A folder to fill, which appears at ``out`` when the block ends without an error."""
     out = out.absolute()
     beside = out.with_name(f".{out.name}.{os.getpid()}")

@@ -20,6 +20,7 @@ from noisewise.workflow import decoders, measure
 from noisewise.workflow import stage_steps as stages
 from noisewise.workflow.machine import device, process_rank
 from noisewise.workflow.networks import make_objective, new_unet2d
+from noisewise.workflow.stitching import steps as stitching
 from noisewise.workflow.study import steps as study
 
 if TYPE_CHECKING:
@@ -274,6 +275,8 @@ ACTIONS: dict[str, Callable[[Job], Result]] = {
     "resample": study.resample,
 }
 
+    "stitch_loss": stitching.stitch_loss,
+    "stitch_sample": stitching.stitch_sample,
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Records of a JSONL file; none where it does not exist."""
