@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from noisewise.models.cost import count_macs
     from noisewise.models.experts import ExpertDenoiser
     from noisewise.models.multi_decoder import MultiDecoderUNet2DModel
-    from noisewise.models.shaped import ShapedUNet2DModel
+    from noisewise.models.networks.unet2d import ShapedUNet2DModel
     from noisewise.planning.plan import Plan
     from noisewise.pruning.prune import prune_to_budget
     from noisewise.sampling.dpm_solver import DPMSolver3Scheduler
@@ -41,7 +41,7 @@ _HOMES = {
     "NoiseSchedule": "noisewise.schedule",
     "Plan": "noisewise.planning.plan",
     "SchedulerMixin": "diffusers",
-    "ShapedUNet2DModel": "noisewise.models.shaped",
+    "ShapedUNet2DModel": "noisewise.models.networks.unet2d",
     "count_macs": "noisewise.models.cost",
     "prune_to_budget": "noisewise.pruning.prune",
 }

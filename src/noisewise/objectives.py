@@ -22,6 +22,7 @@ import torch
 
 from noisewise.errors import SettingError
 from noisewise.likelihood import vlb_term
+from noisewise.models.calls import denoise
 from noisewise.noise_distribution import (
     DISTRIBUTIONS,
     MEAN_AND_STD,
@@ -29,7 +30,7 @@ from noisewise.noise_distribution import (
     NoiseDistribution,
     Timesteps,
 )
-from noisewise.parametrisation import PREDICTIONS, SIGMA_DATA, Draw, Parametrisation, wide
+from noisewise.parametrisation import PREDICTIONS, SIGMA_DATA, Draw, Labels, Parametrisation, labels_at, wide
 from noisewise.streams import stream
 
 Variance = Literal["fixed", "learned_range"]
@@ -39,11 +40,11 @@ VLB_WEIGHT = 0.001  # lambda of IDDPM's L_hybrid = L_simple + lambda L_vlb
 
 
 class ImageSource(Protocol):
-    """Images by index, as ``noisewise.data.Images`` gives them."""
+    """Images by index, as ``noisewise.data.Images`` gives them, with what a network is told of them."""
 
     def __len__(self) -> int: ...
 
-    def batch(self, indices: torch.Tensor, device: Any) -> tuple[torch.Tensor, torch.Tensor | None]: ...
+    def batch(self, indices: torch.Tensor, device: Any) -> tuple[torch.Tensor, Labels]: ...
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class Objective(Parametrisation):
         x_0: torch.Tensor,
         generator: torch.Generator,
         timesteps: Timesteps | None = None,
-        class_labels: torch.Tensor | None = None,
+        class_labels: Labels = None,
         *,
         all_timesteps_share: float = 0.0,
         ranges: Sequence[Timesteps] | None = None,
@@ -174,9 +175,7 @@ class Objective(Parametrisation):
         draw = self.noised(x_0, noise.to(x_0.device), t.to(x_0.device), class_labels)
         return replace(draw, weight=weight.to(x_0.device)) if balanced and weight is not None else draw
 
-    def draw_at(
-        self, x_0: torch.Tensor, generator: torch.Generator, t: float, class_labels: torch.Tensor | None = None
-    ) -> Draw:
+    def draw_at(self, x_0: torch.Tensor, generator: torch.Generator, t: float, class_labels: Labels = None) -> Draw:
         """Noise all of ``x_0`` at one coordinate."""
         if self.is_discrete:
             return self.draw(x_0, generator, (t, t + 1), class_labels)
@@ -190,7 +189,7 @@ class Objective(Parametrisation):
         num_images: int,
         names: Sequence[object],
         timesteps: Timesteps | None = None,
-        class_labels: torch.Tensor | None = None,
+        class_labels: Labels = None,
         *,
         batch_size: int = 128,
         device: torch.device | str = "cpu",
@@ -212,7 +211,7 @@ class Objective(Parametrisation):
             indices = order[first : first + batch_size]
             if isinstance(images, torch.Tensor):
                 x_0 = images[indices.to(images.device)].to(device)
-                labels = None if class_labels is None else class_labels[indices.to(class_labels.device)].to(device)
+                labels = labels_at(class_labels, indices, device)
             else:
                 x_0, labels = images.batch(indices, device)
             noise = torch.randn(x_0.shape, generator=generator).to(device)
@@ -262,7 +261,7 @@ class Objective(Parametrisation):
             [B] float32.
         """
         inputs = self.model_inputs(draw)
-        output = denoise(model, *inputs, draw.class_labels).float()  # [B, C or 2C, H, W]
+        output = denoise(model, *inputs, draw.class_labels, draw.conditions).float()  # [B, C or 2C, H, W]
         prediction, variance = self._split(output, draw.x_t.shape[1])
         loss = self.weight(draw.t) * _square_mean(prediction - self.target(draw))
         if variance is not None:
@@ -271,7 +270,7 @@ class Objective(Parametrisation):
             loss = loss + VLB_WEIGHT * self.num_train_timesteps * term  # L_vlb is a sum over timesteps
         if teacher is not None and distill_weight > 0:
             with torch.no_grad():
-                taught = denoise(teacher, *inputs, draw.class_labels).float()[:, : draw.x_t.shape[1]]
+                taught = denoise(teacher, *inputs, draw.class_labels, draw.conditions).float()[:, : draw.x_t.shape[1]]
             loss = loss + distill_weight * _square_mean(prediction - taught)
         return loss if draw.weight is None else loss * draw.weight
 
@@ -281,7 +280,7 @@ class Objective(Parametrisation):
         Returns:
             [B] float32.
         """
-        output = denoise(model, *self.model_inputs(draw), draw.class_labels).float()
+        output = denoise(model, *self.model_inputs(draw), draw.class_labels, draw.conditions).float()
         prediction, _ = self._split(output, draw.x_t.shape[1])
         return _square_mean(self.epsilon(prediction, draw) - draw.noise.float())
 
@@ -308,34 +307,6 @@ class Objective(Parametrisation):
                 f"output channels, this one has {output.shape[1]}"
             )
         return output[:, :channels], None if self.variance == "fixed" else output[:, channels:]
-
-
-def denoise(
-    model: Callable[..., Any],
-    x_t: torch.Tensor,
-    t: torch.Tensor | int | float,
-    class_labels: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """A denoiser's raw output, [B, C or 2C, H, W]: of a diffusers network, or of any callable that returns a tensor.
-
-    Class labels reach only models that embed them; for others they are the evaluation's business.
-    """
-    if takes_class_labels(model):
-        if class_labels is None:
-            raise SettingError("data: the model is conditioned on classes, and these images have no labels")
-        output = model(x_t, t, class_labels=class_labels)
-    else:
-        output = model(x_t, t)
-    return output if isinstance(output, torch.Tensor) else output.sample
-
-
-def takes_class_labels(model: Callable[..., Any]) -> bool:
-    """Whether the model embeds class labels; a wrapper for several processes is looked through."""
-    model = getattr(model, "module", model)
-    if getattr(model, "class_embedding", None) is not None:
-        return True
-    config = getattr(model, "config", None)
-    return any(getattr(config, name, None) is not None for name in ("num_class_embeds", "class_embed_type"))
 
 
 def _square_mean(difference: torch.Tensor) -> torch.Tensor:

@@ -7,12 +7,14 @@ Shapes: B = batch, C = image channels, H, W = height and width, T = training tim
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_map_only
 
 from noisewise.likelihood import Posterior, posterior
 from noisewise.preconditioning import epsilon_of, network_target, preconditioning
@@ -20,6 +22,7 @@ from noisewise.schedule import NoiseSchedule
 
 PredictionType = Literal["epsilon", "v_prediction", "sample", "edm", "velocity"]
 Time = Literal["discrete", "continuous"]
+Labels = torch.Tensor | Mapping[str, Any] | None  # class labels [B], or what forward is told, by its arguments' names
 
 PREDICTIONS: dict[str, tuple[PredictionType, ...]] = {  # by kind of schedule; the first is the default
     "vp": ("epsilon", "v_prediction", "sample"),
@@ -39,15 +42,13 @@ class Draw:
     x_t: torch.Tensor  # [B, C, H, W]
     class_labels: torch.Tensor | None = None  # [B] int64
     weight: torch.Tensor | None = None  # [B] float32, of the loss, where noise levels were drawn out of proportion
+    conditions: Mapping[str, Any] | None = None  # forward's further arguments, by name: tensors [B, ...], also nested
 
     def __len__(self) -> int:
         return len(self.t)
 
     def to(self, device: torch.device | str) -> Draw:
-        labels = None if self.class_labels is None else self.class_labels.to(device)
-        weight = None if self.weight is None else self.weight.to(device)
-        x_0, noise, t, x_t = (tensor.to(device) for tensor in (self.x_0, self.noise, self.t, self.x_t))
-        return Draw(x_0, noise, t, x_t, labels, weight)
+        return Draw(**tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), vars(self)))
 
 
 class _Tables(NamedTuple):
@@ -82,13 +83,18 @@ class Parametrisation:
         """Whether whole timesteps are trained."""
         return self.time == "discrete"
 
-    def noised(
-        self, x_0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, class_labels: torch.Tensor | None = None
-    ) -> Draw:
-        """x_t = signal(t) x_0 + noise(t) eps for given numbers, on the device of ``x_0``."""
+    def noised(self, x_0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, class_labels: Labels = None) -> Draw:
+        """x_t = signal(t) x_0 + noise(t) eps for given numbers, on the device of ``x_0``.
+
+        A mapping as ``class_labels`` holds all that forward is told, its own ``class_labels`` among the rest.
+        """
         signal_t, noise_t = self._signal_and_noise(t)  # [B, 1, 1, 1] each
         x_t = signal_t * x_0 + noise_t * noise  # [B, C, H, W]
-        return Draw(x_0, noise, t, x_t.to(x_0.dtype), class_labels)
+        draw = Draw(x_0, noise, t, x_t.to(x_0.dtype))
+        if not isinstance(class_labels, Mapping):
+            return replace(draw, class_labels=class_labels)
+        conditions = {name: value for name, value in class_labels.items() if name != "class_labels"}
+        return replace(draw, class_labels=class_labels.get("class_labels"), conditions=conditions)
 
     def model_inputs(self, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
         """What the network is called with: c_in x_t (x_t but for EDM), [B, C, H, W], and its timestep [B]."""
@@ -188,6 +194,12 @@ class Parametrisation:
             q = Posterior(*(table.to(device) for table in posterior(alphas_cumprod)))
             self._table_cache[str(device)] = _Tables(signal, noise, snr, q)
         return self._table_cache[str(device)]
+
+
+def labels_at(labels: Labels, indices: torch.Tensor, device: torch.device | str) -> Labels:
+    """Those of some samples, on a device."""
+    found: Labels = tree_map_only(torch.Tensor, lambda tensor: tensor[indices.to(tensor.device)].to(device), labels)
+    return found
 
 
 def wide(device: torch.device) -> torch.dtype:

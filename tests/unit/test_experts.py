@@ -252,7 +252,7 @@ def test_routing_costs_at_most_100_microseconds() -> None:
     router = make_router()
 
     class Nothing(nn.Module):
-        def forward(self, *arguments: object) -> None:
+        def forward(self, **arguments: object) -> None:
             return None
 
     for i in range(3):

@@ -11,7 +11,8 @@ from diffusers import UNet2DModel
 
 from noisewise.data.images import Images
 from noisewise.errors import SettingError
-from noisewise.objectives import Draw, Objective, denoise, takes_class_labels
+from noisewise.models.calls import denoise, takes_class_labels
+from noisewise.objectives import Draw, Objective
 from noisewise.schedule import NoiseSchedule
 from noisewise.streams import stream
 

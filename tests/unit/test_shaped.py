@@ -15,7 +15,6 @@ from unet_zoo import ZOO, build, random_cuts, settings
 from noisewise import ShapedUNet2DModel
 from noisewise.errors import SettingError
 from noisewise.models.networks import describe
-from noisewise.models.shaped import skeleton
 from noisewise.models.surgery import cut, kept_widths
 
 
@@ -124,7 +123,7 @@ def test_a_shaped_network_can_be_cut_again() -> None:
     once = cut(model, {inner: torch.arange(8), stream: torch.arange(4, 16)})
     assert twice.config.layers == once.config.layers
     assert torch.equal(predict(twice), predict(once))
-    assert skeleton(twice) == skeleton(model)
+    assert describe(twice).settings(twice) == describe(model).settings(model)
 
 
 def test_attributes_that_blocks_keep_follow_the_layers() -> None:
@@ -175,7 +174,7 @@ def test_stock_pipelines_reload_it(tmp_path: Path) -> None:
 def test_removed_blocks_hand_their_input_on(tmp_path: Path) -> None:
     model = build("heads")
     removed = ["mid_block.attentions.0", "mid_block.resnets.1"]
-    small = ShapedUNet2DModel(**skeleton(model), removed_blocks=removed).eval()
+    small = ShapedUNet2DModel(**describe(model).settings(model), removed_blocks=removed).eval()
     small.load_state_dict({key: value for key, value in model.state_dict().items() if key in small.state_dict()})
     quiet = copy.deepcopy(model)
     with torch.no_grad():
@@ -187,7 +186,7 @@ def test_removed_blocks_hand_their_input_on(tmp_path: Path) -> None:
     again.save_pretrained(tmp_path)
     assert ShapedUNet2DModel.from_pretrained(tmp_path).config.removed_blocks == removed
     with pytest.raises(SettingError, match=r"removed_blocks\.down_blocks\.1\.resnets\.0.*width"):
-        ShapedUNet2DModel(**skeleton(model), removed_blocks=["down_blocks.1.resnets.0"])
+        ShapedUNet2DModel(**describe(model).settings(model), removed_blocks=["down_blocks.1.resnets.0"])
 
 
 @pytest.mark.parametrize(
@@ -234,7 +233,7 @@ def test_impossible_cuts_are_refused(kept: dict[str, torch.Tensor], message: str
 def test_projected_shortcuts_where_the_widths_ask_for_none(tmp_path: Path) -> None:
     model = build("resnet")
     paths = ["down_blocks.0.downsamplers.0", "up_blocks.0.upsamplers.0", "down_blocks.0.resnets.0"]
-    shaped = ShapedUNet2DModel(**skeleton(model), shortcuts=paths).eval()
+    shaped = ShapedUNet2DModel(**describe(model).settings(model), shortcuts=paths).eval()
     extra = dict.fromkeys(f"{path}.conv_shortcut.{name}" for path in paths for name in ("weight", "bias"))
     assert shaped.state_dict().keys() == model.state_dict().keys() | extra.keys()
 
@@ -250,6 +249,6 @@ def test_projected_shortcuts_where_the_widths_ask_for_none(tmp_path: Path) -> No
     assert torch.equal(predict(again), predict(small))
 
     with pytest.raises(SettingError, match=r"shortcuts\.mid_block: a UNetMidBlock2D is there"):
-        ShapedUNet2DModel(**skeleton(model), shortcuts=["mid_block"])
+        ShapedUNet2DModel(**describe(model).settings(model), shortcuts=["mid_block"])
     with pytest.raises(SettingError, match=r"has a shortcut convolution already"):
-        ShapedUNet2DModel(**skeleton(model), shortcuts=["up_blocks.0.resnets.0"])
+        ShapedUNet2DModel(**describe(model).settings(model), shortcuts=["up_blocks.0.resnets.0"])

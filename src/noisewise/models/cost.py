@@ -89,17 +89,22 @@ def _on_meta(model: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class Product:
-    """A term ``coefficient * width(inputs) * width(outputs)``; without outputs it is linear in the inputs' width."""
+    """A term ``coefficient * width(inputs) * width(outputs)``; without outputs it is linear in the inputs' width.
+
+    It is there as long as the axis ``removed_with`` has any width: a block that is left out takes along the norms and
+    biases of the streams it read and wrote. For MACs this says nothing new, their products vanish with that width.
+    """
 
     path: str
     coefficient: int
     inputs: tuple[str, ...]
     outputs: tuple[str, ...] = ()
+    removed_with: str = ""
 
 
 @dataclass(frozen=True)
 class CostModel:
-    """MACs and parameters as functions of the widths, exact for every width of every axis.
+    """MACs and parameters as functions of the widths, exact for every width of every axis, and for blocks left out.
 
     ``names`` are the axes that may be cut, A of them, and with w [A] their widths
 
@@ -164,19 +169,23 @@ def _parameter_terms(model: nn.Module, net: Wiring) -> tuple[Product, ...]:
     terms = []
     for layer in net.layers:
         module: Any = model.get_submodule(layer.path)
+        block = net.removed_with(layer.path)
         if layer.kind in ("conv", "linear"):
             area = net.width(layer.inputs, {}) * net.width(layer.outputs, {})
-            terms.append(Product(layer.path, module.weight.numel() // area, layer.inputs, layer.outputs))
+            terms.append(Product(layer.path, module.weight.numel() // area, layer.inputs, layer.outputs, block))
             if module.bias is not None:
-                terms.append(Product(layer.path, 1, layer.outputs))
-        elif layer.kind == "norm" and module.affine:
-            terms.append(Product(layer.path, 2, layer.inputs))
+                terms.append(Product(layer.path, 1, layer.outputs, removed_with=block))
+        elif layer.kind in ("norm", "layer-norm"):
+            tensors = sum(1 for _ in module.parameters())  # scale and shift, the scale alone, or neither
+            terms.append(Product(layer.path, tensors, layer.inputs, removed_with=block))
     return tuple(terms)
 
 
 def _evaluate(net: Wiring, terms: tuple[Product, ...], widths: Mapping[str, int]) -> int:
     total = 0
     for term in terms:
+        if term.removed_with and widths.get(term.removed_with) == 0:
+            continue
         outputs = net.width(term.outputs, widths) if term.outputs else 1
         total += term.coefficient * net.width(term.inputs, widths) * outputs
     return total

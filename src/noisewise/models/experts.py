@@ -15,11 +15,12 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from noisewise.errors import SettingError
 from noisewise.models.cost import count_parameters
 from noisewise.models.folders import load_model_folder, read_config
-from noisewise.models.networks import describe
+from noisewise.models.networks import Network, describe
 from noisewise.models.shared import add_aliases, drop_aliases, tie, without
 from noisewise.planning.plan import Plan
 
@@ -40,7 +41,7 @@ class ExpertDenoiser(ModelMixin, ConfigMixin):
     """One denoiser made of an expert per group of the plan.
 
     Args:
-        experts: [N] models that take ``(sample, timestep, class_labels)``, index 0 nearest the data. Their widths may
+        experts: [N] models of one architecture that `describe` knows, index 0 nearest the data. Their widths may
             differ. ``None`` stands for the expert of an empty group, which is never called.
         plan: the groups.
         shared_modules: paths of modules that all experts have in common, e.g. "down_blocks". Those of the first expert
@@ -53,7 +54,7 @@ class ExpertDenoiser(ModelMixin, ConfigMixin):
 
     def __init__(self, experts: Sequence[ModelMixin | None], plan: Plan, shared_modules: Sequence[str] = ()) -> None:
         super().__init__()
-        _check_experts(experts, plan)
+        self.network = _check_experts(experts, plan)
         tie(experts, shared_modules)
         self.experts = nn.ModuleList(experts)  # type: ignore[arg-type]  # an empty group's place stays empty
         self.plan = plan
@@ -64,43 +65,47 @@ class ExpertDenoiser(ModelMixin, ConfigMixin):
             **_shared_settings(experts),
         )
 
-    def forward(
-        self,
-        sample: torch.Tensor,
-        timestep: torch.Tensor | float,
-        class_labels: torch.Tensor | None = None,
-        return_dict: bool = True,
-    ) -> UNet2DOutput | tuple[torch.Tensor]:
+    def forward(self, *arguments: Any, **keywords: Any) -> Any:
         """Denoise each sample by its own timestep's expert.
 
-        Args:
-            sample: [B, C, H, W].
-            timestep: a number, or a tensor of none, one or B entries: what the experts were trained with.
-            class_labels: [B], or [B, E] for embeddings, where the experts take them.
-            return_dict: give a `UNet2DOutput` rather than a tuple.
+        Arguments and answer are those of the experts' own ``forward``. The timestep is a number, or a tensor of none,
+        one or B entries: what the experts were trained with. Where a batch visits several experts, each gets its own
+        samples' part of the arguments that have one entry per sample.
         """
+        inputs = self.network.named(arguments, keywords)
+        timestep = inputs.get("timestep")
+        if timestep is None:
+            raise SettingError("timestep: missing; the expert is chosen by it")
         if not isinstance(timestep, torch.Tensor):
-            group = self.plan.group_of_model_timestep(timestep)
-            return self._expert(group)(sample, timestep, class_labels, return_dict)
+            return self._call(self.plan.group_of_model_timestep(timestep), inputs)
         if timestep.device.type == "meta":
             raise SettingError("timestep: without a value no expert can be chosen; give a number, or use one expert")
         if timestep.numel() == 1:
-            group = self.plan.group_of_model_timestep(timestep.item())
-            return self._expert(group)(sample, timestep, class_labels, return_dict)
+            return self._call(self.plan.group_of_model_timestep(timestep.item()), inputs)
 
         groups = self.plan.group_of_model_timestep(timestep)  # [B]
         present = groups.unique().tolist()
         if len(present) == 1:
-            return self._expert(present[0])(sample, timestep, class_labels, return_dict)
+            return self._call(present[0], inputs)
         predictions, order = [], []
         for group in present:
-            rows = (groups == group).nonzero().squeeze(1).to(sample.device)  # [b]
-            labels = None if class_labels is None else class_labels[rows.to(class_labels.device)]
-            t = timestep[rows.to(timestep.device)]
-            predictions.append(self._expert(group)(sample[rows], t, labels, return_dict=False)[0])
-            order.append(rows)
+            rows = (groups == group).nonzero().squeeze(1)  # [b]
+            part = {name: _rows(value, rows) for name, value in inputs.items() if name in self.network.batch_arguments}
+            predictions.append(self._call(group, {**inputs, **part, "return_dict": False})[0])
+            order.append(rows.to(predictions[-1].device))
         prediction = torch.cat(predictions)[torch.cat(order).argsort()]  # [B, C, H, W]
-        return UNet2DOutput(sample=prediction) if return_dict else (prediction,)
+        return UNet2DOutput(sample=prediction) if inputs.get("return_dict", True) else (prediction,)
+
+    def _call(self, group: int, inputs: dict[str, Any]) -> Any:
+        image = inputs[self.network.image]
+        return self._expert(group)(**{**inputs, "timestep": self.network.timesteps(inputs["timestep"], image)})
+
+    def __getattr__(self, name: str) -> Any:
+        """What pipelines look into beside the configuration is the same in all experts."""
+        network = self.__dict__.get("network")
+        if network is not None and name in network.pipeline_modules:
+            return getattr(next(expert for expert in self.experts if expert is not None), name)
+        return super().__getattr__(name)
 
     def _expert(self, group: int) -> nn.Module:
         expert = self.experts[group]
@@ -206,12 +211,26 @@ def _passed_on(options: dict[str, Any]) -> dict[str, Any]:
     return {name: options[name] for name in PASSED_ON if options.get(name) is not None}
 
 
-def _check_experts(experts: Sequence[ModelMixin | None], plan: Plan) -> None:
+def _rows(value: Any, rows: torch.Tensor) -> Any:
+    """The given samples' part of a forward argument: of a tensor [B, ...], or of all tensors within it."""
+    return tree_map_only(torch.Tensor, lambda tensor: tensor[rows.to(tensor.device)], value)
+
+
+def _check_experts(experts: Sequence[ModelMixin | None], plan: Plan) -> Network:
+    """The architecture that all experts have in common."""
     if len(experts) != len(plan.groups):
         raise SettingError(f"experts: {len(experts)} given, the plan has {len(plan.groups)} groups")
     for group, expert in zip(plan.groups, experts, strict=True):
         if expert is None and not group.is_empty:
             raise SettingError(f"experts.{group.index}: none given, but the group has {group.num_timesteps} timesteps")
+    networks = {i: describe(expert) for i, expert in enumerate(experts) if expert is not None}
+    if not networks:
+        raise SettingError("experts: none given")
+    (first, network), *others = networks.items()
+    for i, other in others:
+        if other is not network:
+            raise SettingError(f"experts.{i}: a {other.name} given, experts.{first} is a {network.name}")
+    return network
 
 
 def _shared_settings(experts: Sequence[ModelMixin | None]) -> dict[str, Any]:

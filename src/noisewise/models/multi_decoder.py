@@ -17,8 +17,8 @@ import torch
 from noisewise.errors import SettingError
 from noisewise.models.experts import ExpertDenoiser
 from noisewise.models.networks import describe
+from noisewise.models.networks.unet2d import ShapedUNet2DModel
 from noisewise.models.networks.wiring import Wiring
-from noisewise.models.shaped import ShapedUNet2DModel
 from noisewise.models.surgery import cut
 from noisewise.planning.plan import Plan
 

@@ -14,8 +14,6 @@ from noisewise.models.networks.wiring import AttentionSpec, Layer, Wiring, norm_
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
-    from noisewise.models.shaped import ShapedUNet2DModel
-
 
 def kept_widths(model: ModelMixin) -> dict[str, int]:
     """The width of every axis that may be cut."""
@@ -24,12 +22,13 @@ def kept_widths(model: ModelMixin) -> dict[str, int]:
 
 
 @torch.no_grad()
-def cut(model: ModelMixin, kept: Mapping[str, torch.Tensor]) -> ShapedUNet2DModel:
+def cut(model: ModelMixin, kept: Mapping[str, torch.Tensor]) -> ModelMixin:
     """A new model that keeps only some channels of some axes; ``model`` stays as it is.
 
     Channels keep their order. If they leave in whole units of their axis, the norm groups that stay see exactly the
     channels they saw before. An attention with several heads loses whole heads. One with a single head keeps its
-    temperature 1/sqrt(d) of before: the change of d is folded into the weights of its queries.
+    temperature 1/sqrt(d) of before: the change of d is folded into the weights of its queries. An axis of which nothing
+    stays takes its whole block along, if the block only adds to its input (`Axis.removes`).
 
     Args:
         model: a network that `describe` knows.
@@ -44,17 +43,24 @@ def cut(model: ModelMixin, kept: Mapping[str, torch.Tensor]) -> ShapedUNet2DMode
     for attention in net.attentions:
         _check_whole_heads(net, attention, channels[attention.axis])
 
-    small = network.reshaped(model, _shape(model, net, channels))
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    removed = net.removed_blocks({name: len(indices) for name, indices in channels.items()})
+    small = network.reshaped(model, _shape(model, net, channels, removed))
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items() if not _within(name, removed)}
     for layer in net.layers:
-        if layer.kind != "embedding":
+        if layer.kind != "embedding" and not _within(layer.path, removed):
             _slice(state, net, layer, channels)
     for attention in net.attentions:
-        _keep_temperature(state, net, attention, len(channels[attention.axis]))
+        if not _within(attention.path, removed):
+            _keep_temperature(state, net, attention, len(channels[attention.axis]))
     small.load_state_dict(state, strict=True, assign=True)
     if model.is_gradient_checkpointing:
         small.enable_gradient_checkpointing()
     return small.train(model.training)
+
+
+def _within(path: str, blocks: tuple[str, ...]) -> bool:
+    """Whether a module or parameter is, or lies in, one of ``blocks``."""
+    return any(f"{path}.".startswith(f"{block}.") for block in blocks)
 
 
 def _checked(net: Wiring, name: str, indices: torch.Tensor) -> torch.Tensor:
@@ -65,9 +71,12 @@ def _checked(net: Wiring, name: str, indices: torch.Tensor) -> torch.Tensor:
     indices = torch.as_tensor(indices, dtype=torch.int64).sort().values
     if axis.kind == "fixed" and len(indices) != axis.width:
         raise SettingError(f"kept.{name}: this axis is fixed ({axis.place})")
+    if len(indices) == 0 and axis.removes:
+        return indices
     if len(indices) == 0 or len(indices.unique()) != len(indices) or indices[0] < 0 or indices[-1] >= axis.width:
+        fewest = 0 if axis.removes else 1
         raise SettingError(
-            f"kept.{name}: {len(indices)} indices given, 1 to {axis.width} different channels are needed"
+            f"kept.{name}: {len(indices)} indices given, {fewest} to {axis.width} different channels are needed"
         )
     return indices
 
@@ -80,20 +89,33 @@ def _check_whole_heads(net: Wiring, attention: AttentionSpec, kept: torch.Tensor
         raise SettingError(f"kept.{attention.axis}: this attention keeps or loses whole heads of {unit} channels")
 
 
-def _shape(model: ModelMixin, net: Wiring, channels: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """The settings of the smaller network: sizes of layers, groups of norms, heads, and what was removed before."""
+def _shape(
+    model: ModelMixin, net: Wiring, channels: Mapping[str, torch.Tensor], removed: tuple[str, ...]
+) -> dict[str, Any]:
+    """The settings of the smaller network: sizes of layers, groups of norms, heads, and what is or was removed."""
     widths = {name: len(indices) for name, indices in channels.items()}
     layers, norm_groups = {}, {}
     for layer in net.layers:
+        if _within(layer.path, removed):
+            continue
         width_in, width_out = net.width(layer.inputs, widths), net.width(layer.outputs, widths)
         if layer.kind == "norm":
             groups = model.get_submodule(layer.path).num_groups
             norm_groups[layer.path] = norm_groups_after(groups, net.width(layer.inputs, {}), width_in)
-        elif layer.kind != "embedding":
+        elif layer.kind in ("conv", "linear"):
             layers[layer.path] = [width_in, width_out]
-    heads = {a.path: a.heads if a.heads == 1 else widths[a.axis] // net.axes[a.axis].unit for a in net.attentions}
-    blocks = {name: list(model.config.get(name, ())) for name in ("removed_blocks", "shortcuts")}
-    return {"layers": layers, "norm_groups": norm_groups, "heads": heads, **blocks}
+    heads = {
+        a.path: a.heads if a.heads == 1 else widths[a.axis] // net.axes[a.axis].unit
+        for a in net.attentions
+        if not _within(a.path, removed)
+    }
+    return {
+        "layers": layers,
+        "norm_groups": norm_groups,
+        "heads": heads,
+        "removed_blocks": [*model.config.get("removed_blocks", ()), *removed],
+        "shortcuts": list(model.config.get("shortcuts", ())),
+    }
 
 
 def _indices(net: Wiring, parts: tuple[str, ...], channels: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -13,6 +13,7 @@ import torch
 
 from noisewise.errors import SettingError
 from noisewise.objectives import ImageSource, Objective
+from noisewise.parametrisation import Labels, labels_at
 from noisewise.planning.levels import even_levels
 from noisewise.streams import stream
 
@@ -23,7 +24,7 @@ def level_gradients(
     models: torch.nn.Module | Sequence[torch.nn.Module],
     objective: Objective,
     images: ImageSource | torch.Tensor,
-    class_labels: torch.Tensor | None = None,
+    class_labels: Labels = None,
     *,
     num_levels: int = 50,
     num_draws: int = 256,
@@ -79,7 +80,7 @@ def _losses(
     model: torch.nn.Module,
     objective: Objective,
     images: ImageSource | torch.Tensor,
-    class_labels: torch.Tensor | None,
+    class_labels: Labels,
     t: float,
     num_draws: int,
     batch_size: int,
@@ -94,7 +95,7 @@ def _losses(
     for indices in chosen[:num_draws].split(batch_size):
         if isinstance(images, torch.Tensor):
             x_0 = images[indices.to(images.device)].to(device)
-            labels = None if class_labels is None else class_labels[indices.to(class_labels.device)].to(device)
+            labels = labels_at(class_labels, indices, device)
         else:
             x_0, labels = images.batch(indices, device)
         t_of_grid = int(t) if objective.schedule.is_discrete else t

@@ -24,6 +24,7 @@ from noisewise.models.networks import describe
 from noisewise.models.networks.wiring import Layer, Wiring
 from noisewise.noise_distribution import Timesteps
 from noisewise.objectives import ImageSource, Objective
+from noisewise.parametrisation import Labels, labels_at
 from noisewise.planning.gradients import for_gradients
 from noisewise.streams import stream
 
@@ -39,7 +40,7 @@ def importance(
     *,
     objective: Objective | None = None,
     images: ImageSource | torch.Tensor | None = None,
-    class_labels: torch.Tensor | None = None,
+    class_labels: Labels = None,
     timesteps: Timesteps | None = None,
     timestep_stride: int | None = None,
     batch_size: int = 64,
@@ -95,20 +96,17 @@ def importance(
 class _Batches:
     """Images for each timestep, drawn by streams of their own."""
 
-    def __init__(
-        self, images: ImageSource | torch.Tensor, class_labels: torch.Tensor | None, batch_size: int, seed: int
-    ) -> None:
+    def __init__(self, images: ImageSource | torch.Tensor, class_labels: Labels, batch_size: int, seed: int) -> None:
         if len(images) == 0:
             raise SettingError("prune.importance: there are no images to score channels on")
         self.images, self.class_labels, self.batch_size, self.seed = images, class_labels, batch_size, seed
 
-    def at(self, t: float, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None, torch.Generator]:
+    def at(self, t: float, device: torch.device) -> tuple[torch.Tensor, Labels, torch.Generator]:
         """x_0 [B, C, H, W], labels [B], and the generator of their noise."""
         generator = stream(self.seed, "importance", t)
         indices = torch.randperm(len(self.images), generator=generator)[: self.batch_size]
         if isinstance(self.images, torch.Tensor):
-            labels = None if self.class_labels is None else self.class_labels[indices].to(device)
-            return self.images[indices].to(device), labels, generator
+            return self.images[indices].to(device), labels_at(self.class_labels, indices, device), generator
         x_0, labels = self.images.batch(indices, device)
         return x_0, labels, generator
 
@@ -167,7 +165,7 @@ def channel_sums(
 
 def _directions(layer: Layer, suffix: str) -> list[tuple[tuple[str, ...], int]]:
     """The axes along each channel dimension of a layer's parameter, with that dimension's number."""
-    if suffix == "bias" or layer.kind == "norm":
+    if suffix == "bias" or layer.kind in ("norm", "layer-norm"):
         return [(layer.outputs, 0)]
     if layer.kind == "embedding":  # [entries, channels]
         return [(layer.outputs, 1)]

@@ -11,6 +11,7 @@ import torch
 
 from noisewise.errors import SettingError
 from noisewise.models.cost import CostModel, count_macs, count_parameters
+from noisewise.models.networks import describe
 from noisewise.models.surgery import cut
 from noisewise.objectives import ImageSource, Objective
 from noisewise.pruning.importance import ImportanceKind, Importances
@@ -145,7 +146,8 @@ def cut_to_widths(
     small = cut(model, kept)
     macs, base_macs = count_macs(small, example_inputs), space.base_macs
     check_cost(macs, base_macs, space.budget, space.tolerance)
-    _check_forward(small, example_inputs, _output_shape(model, example_inputs))
+    recovery = None if repair is None else repair(model, small, kept)
+    _check_forward(small, example_inputs, describe(model).output_shape(model, example_inputs))
     full = {name: space.wiring.axes[name].width for name in space.widths}
     total = sum(float(scores[name].sum()) for name in full)
     kept_total = sum(float(scores[name][kept[name]].sum() if name in kept else scores[name].sum()) for name in full)
@@ -178,12 +180,6 @@ def check_cost(macs: int, base_macs: int, budget: float, tolerance: float) -> No
             f"pruning reached {achieved:.4f} of the MACs, outside [{(1 - tolerance) * budget:.4f}, {budget:.4f}]: "
             "the cost model disagrees with the network; please report this with the model's config.json"
         )
-
-
-def _output_shape(model: ModelMixin, example_inputs: Mapping[str, Any]) -> torch.Size:
-    """Shape of the model's answer; the networks here answer with as many pixels as they are asked about."""
-    sample = example_inputs["sample"]
-    return torch.Size([len(sample), model.config.out_channels, *sample.shape[2:]])
 
 
 def _check_forward(small: ModelMixin, example_inputs: Mapping[str, Any], shape: torch.Size) -> None:

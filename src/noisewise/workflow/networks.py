@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from noisewise.errors import SettingError
 from noisewise.files import sha256_file
-from noisewise.models.shaped import SHAPE_SETTINGS, ShapedUNet2DModel
+from noisewise.models.networks.network import SHAPE_SETTINGS
 from noisewise.streams import seed_of
 from noisewise.workflow.explain import unknown_setting
 from noisewise.workflow.settings import (
@@ -157,9 +157,10 @@ def check_budget(
 
 
 def _checked_unet2d(config: Mapping[str, Any]) -> ModelMixin:
-    from diffusers import UNet2DModel
+    from noisewise.models.networks import network_of_class
 
-    kind = ShapedUNet2DModel if any(config.get(name) for name in SHAPE_SETTINGS) else UNet2DModel
+    network = network_of_class("UNet2DModel")
+    kind = network.shaped if any(config.get(name) for name in SHAPE_SETTINGS) else network.kind
     with building():
         return kind(**config)
 
@@ -221,25 +222,28 @@ def check_fits(model: ModelMixin, scheduler: Any, data: DataInfo, objective: Obj
         raise SettingError(
             f"objective.prediction_type: {objective.prediction_type} given, the pipeline in model.from has {predicts}"
         )
-    config: Any = model.config
-    if config.in_channels != data.channels:
+    from noisewise.models.networks import describe
+
+    network = describe(model)
+    if network.in_channels(model) != data.channels:
         raise SettingError(
-            f"model.from: the network takes images of {config.in_channels} channels, the data has {data.channels}"
+            f"model.from: the network takes images of {network.in_channels(model)} channels, the data has "
+            f"{data.channels}"
         )
     expected = data.channels * (2 if objective.variance == "learned_range" else 1)
-    if config.out_channels != expected:
+    if network.out_channels(model) != expected:
         raise SettingError(
             f"objective.variance: {objective.variance} needs {expected} output channels, "
-            f"the network in model.from has {config.out_channels}"
+            f"the network in model.from has {network.out_channels(model)}"
         )
-    size = config.sample_size if isinstance(config.sample_size, int) else (config.sample_size or [None])[0]
-    if size is not None and size != data.size:
+    size = network.image_size(model)
+    if size is not None and size != (data.size, data.size):
         raise SettingError(
-            f"model.from: the network is made for images of {size} pixels, the data has {data.size}; "
-            f"set data.image_size: {size}"
+            f"model.from: the network is made for images of {'x'.join(map(str, sorted(set(size))))} pixels, the data "
+            f"has {data.size}; set data.image_size: {size[0]}"
         )
-    classes = getattr(config, "num_class_embeds", None)
-    if (classes or None) != data.num_classes:
+    classes = network.num_classes(model)
+    if classes != data.num_classes:
         raise SettingError(
             f"data.conditional: the network in model.from has {classes or 'no'} classes, the data gives "
             f"{data.num_classes or 'none'}"

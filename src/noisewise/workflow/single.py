@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from noisewise.errors import SettingError
 from noisewise.files import disk_errors, write_json
 from noisewise.models.loading import load_denoiser, save_pipeline
-from noisewise.models.networks import describe
+from noisewise.models.networks import describe, known_network
 from noisewise.planning.plan import Plan
 from noisewise.pruning.settings import SearchSettings
 from noisewise.sampling.kinds import SchedulerKind
@@ -204,7 +204,8 @@ def images_of(
     if scheduler is None:
         raise SettingError(f"{folder}: has no scheduler; give the folder of a pipeline")
     model = model.to(device()).eval()
-    num_classes = getattr(model.config, "num_class_embeds", None)
+    network = known_network(model)
+    num_classes = None if network is None else network.num_classes(model)
     return sample_images(
         model,
         sampler_for(sampler, scheduler),

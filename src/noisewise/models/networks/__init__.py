@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import Any
 
 from noisewise.errors import SettingError
 from noisewise.models.networks.network import Network
 
-if TYPE_CHECKING:
-    from torch import nn
+__all__ = ["Network", "describe", "known_network", "network_of_class"]
 
-__all__ = ["Network", "describe"]
+_HOMES = {  # diffusers' class -> where its description lies, loaded on first use
+    "UNet2DModel": ("unet2d", "UNET2D"),
+}
+NAMES = tuple(_HOMES)
 
 
-def describe(model: nn.Module) -> Network:
-    """The architecture of ``model``: a diffusers ``UNet2DModel``, or a ``ShapedUNet2DModel`` cut from one."""
-    from diffusers import UNet2DModel
-
-    from noisewise.models.networks.unet2d import UNET2D
-
-    if isinstance(model, UNet2DModel):
-        return UNET2D
+def describe(model: Any) -> Network:
+    """The architecture of ``model``: a diffusers network, or a shaped one cut from it."""
+    network = _network_of(model)
+    if network is not None:
+        return network
     raise SettingError(
-        f"model: {type(model).__name__} is not a network noisewise knows; it knows UNet2DModel and ShapedUNet2DModel"
+        f"model: {type(model).__name__} is not a network noisewise knows; it knows {', '.join(NAMES)}, and what it cut "
+        "from them itself (Shaped...)"
     )
+
+
+def known_network(model: Any) -> Network | None:
+    """How ``model``, a network or a router of several, is called; None where it is something else.
+
+    Wrappers for several processes are looked through.
+    """
+    model = getattr(model, "module", model)
+    of_router = getattr(model, "network", None)
+    return of_router if isinstance(of_router, Network) else _network_of(model)
+
+
+def _network_of(model: Any) -> Network | None:
+    for kind in type(model).__mro__:
+        if kind.__module__.startswith("diffusers.") and kind.__name__ in _HOMES:
+            return network_of_class(kind.__name__)
+    return None
+
+
+def network_of_class(name: str) -> Network:
+    """The architecture of diffusers' class ``name``, one of ``NAMES``."""
+    module, attribute = _HOMES[name]
+    found: Network = getattr(import_module(f"{__name__}.{module}"), attribute)
+    return found

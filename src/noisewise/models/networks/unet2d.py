@@ -8,17 +8,17 @@ The rules, for every network made of the standard 2-D blocks:
 - The inside of a residual block (conv1's output, norm2, the time projection, conv2's input) is an axis of its own;
   with ``scale_shift`` the time projection writes it twice, the scale first, then the shift.
 - Queries, keys and values of an attention share an axis. With several heads it is cut by whole heads.
+- A residual block that only adds to its input, and any attention, may be left out once nothing of its inside is kept.
 - Up blocks read the concatenation (hidden, skip); skips are popped in the reverse order of the down blocks.
 - Image channels, the sinusoidal time features and the time embedding are fixed.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from diffusers import UNet2DModel
 from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
@@ -27,27 +27,23 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 from noisewise.errors import SettingError
+from noisewise.models.networks.blocks import RemovedBlock
 from noisewise.models.networks.network import Network
-from noisewise.models.networks.wiring import AttentionSpec, Axis, AxisKind, Layer, LayerKind, Wiring
-
-if TYPE_CHECKING:
-    from diffusers import ModelMixin, UNet2DModel
+from noisewise.models.networks.walk import Parts, Walk, unknown
+from noisewise.models.networks.wiring import AttentionSpec, Wiring
+from noisewise.models.shaped import Shaped
 
 DOWN_BLOCKS = (blocks.DownBlock2D, blocks.AttnDownBlock2D, blocks.ResnetDownsampleBlock2D)
 UP_BLOCKS = (blocks.UpBlock2D, blocks.AttnUpBlock2D, blocks.ResnetUpsampleBlock2D)
-Parts = tuple[str, ...]
 
 
-class RemovedBlock(nn.Module):
-    """Stands where a residual block or an attention was taken out: hands its hidden states on."""
-
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return hidden_states
+class ShapedUNet2DModel(Shaped, UNet2DModel):
+    """A `UNet2DModel` with a width per layer; see `Shaped`."""
 
 
 def wiring(model: UNet2DModel) -> Wiring:
     """Axes, layers and attentions of ``model``, with the widths its modules have now."""
-    walk = _Walk(norm_groups=model.config.norm_num_groups)
+    walk = BlockWalk(norm_groups=model.config.norm_num_groups)
     walk.time_embedding(model)
 
     base_widths = tuple(model.config.block_out_channels)  # widths before any cut: they set the default units
@@ -68,40 +64,8 @@ def wiring(model: UNet2DModel) -> Wiring:
     return walk.wiring()
 
 
-@dataclass
-class _Walk:
-    """What has been declared so far; each method returns the axis of the hidden states it leaves behind."""
-
-    norm_groups: int
-    axes: dict[str, Axis] = field(default_factory=dict)
-    layers: list[Layer] = field(default_factory=list)
-    attentions: list[AttentionSpec] = field(default_factory=list)
-    norm_sizes: dict[str, list[int]] = field(default_factory=dict)  # axis -> group sizes of its own norms
-    scale: int = 1  # 1/scale of the image's resolution
-
-    def axis(self, name: str, width: int, unit: int, kind: AxisKind, place: str) -> str:
-        self.axes[name] = Axis(name, width, unit, kind, place)
-        return name
-
-    def fixed(self, name: str, width: int, place: str) -> str:
-        return self.axis(name, width, width, "fixed", place)
-
-    def residual(self, path: str, width: int, base_width: int) -> str:
-        """A residual stream that starts at ``path``; its unit is settled once all its norms are known."""
-        unit = math.gcd(width, max(base_width // self.norm_groups, 1))
-        return self.axis(path, width, unit, "residual", f"residual stream from {path} on{self.resolution}")
-
-    @property
-    def resolution(self) -> str:
-        return f", at 1/{self.scale} resolution" if self.scale > 1 else ""
-
-    def layer(self, path: str, kind: LayerKind, inputs: Parts, outputs: Parts) -> None:
-        self.layers.append(Layer(path, kind, inputs, outputs))
-
-    def norm(self, path: str, norm: nn.GroupNorm, parts: Parts) -> None:
-        self.layer(path, "norm", parts, parts)
-        if len(parts) == 1:
-            self.norm_sizes.setdefault(parts[0], []).append(norm.num_channels // norm.num_groups)
+class BlockWalk(Walk):
+    """A walk over the standard 2-D blocks; each method returns the axis of the hidden states it leaves behind."""
 
     def time_embedding(self, model: UNet2DModel) -> None:
         features = self.fixed("time_features", model.time_embedding.linear_1.in_features, "features of the timestep")
@@ -120,7 +84,7 @@ class _Walk:
 
     def down_block(self, path: str, block: Any, hidden: str, skips: list[str], base_width: int) -> str:
         if type(block) not in DOWN_BLOCKS:
-            raise SettingError(_unknown(path, block, DOWN_BLOCKS))
+            raise SettingError(unknown(path, block, DOWN_BLOCKS))
         for i, resnet in enumerate(block.resnets):
             hidden = self.resnet(f"{path}.resnets.{i}", resnet, (hidden,), base_width)
             if hasattr(block, "attentions"):
@@ -134,7 +98,7 @@ class _Walk:
 
     def mid_block(self, path: str, block: Any, hidden: str, base_width: int) -> str:
         if type(block) is not blocks.UNetMidBlock2D:
-            raise SettingError(_unknown(path, block, (blocks.UNetMidBlock2D,)))
+            raise SettingError(unknown(path, block, (blocks.UNetMidBlock2D,)))
         hidden = self.resnet(f"{path}.resnets.0", block.resnets[0], (hidden,), base_width)
         for i, attention in enumerate(block.attentions):
             if attention is not None:
@@ -144,7 +108,7 @@ class _Walk:
 
     def up_block(self, path: str, block: Any, hidden: str, skips: list[str], base_width: int) -> str:
         if type(block) not in UP_BLOCKS:
-            raise SettingError(_unknown(path, block, UP_BLOCKS))
+            raise SettingError(unknown(path, block, UP_BLOCKS))
         for i, resnet in enumerate(block.resnets):
             hidden = self.resnet(f"{path}.resnets.{i}", resnet, (hidden, skips.pop()), base_width)
             if hasattr(block, "attentions"):
@@ -158,7 +122,7 @@ class _Walk:
         if type(resampler) is ResnetBlock2D:
             return self.resnet(path, resampler, (hidden,), base_width)
         if type(resampler) not in (Downsample2D, Upsample2D):
-            raise SettingError(_unknown(path, resampler, (Downsample2D, Upsample2D, ResnetBlock2D)))
+            raise SettingError(unknown(path, resampler, (Downsample2D, Upsample2D, ResnetBlock2D)))
         if not resampler.use_conv:
             return hidden
         axis = self.residual(path, resampler.conv.out_channels, base_width)
@@ -169,8 +133,10 @@ class _Walk:
         if isinstance(resnet, RemovedBlock):
             return parts[0]
         if type(resnet) is not ResnetBlock2D:
-            raise SettingError(_unknown(path, resnet, (ResnetBlock2D,)))
-        inner = self.axis(f"{path}.inner", resnet.conv1.out_channels, 1, "inner", f"inside of {path}{self.resolution}")
+            raise SettingError(unknown(path, resnet, (ResnetBlock2D,)))
+        adds = resnet.conv_shortcut is None and not (resnet.up or resnet.down) and resnet.output_scale_factor == 1
+        place = f"inside of {path}{self.resolution}"
+        inner = self.axis(f"{path}.inner", resnet.conv1.out_channels, 1, "inner", place, path if adds else "")
         self.norm(f"{path}.norm1", resnet.norm1, parts)
         self.layer(f"{path}.conv1", "conv", parts, (inner,))
         if resnet.time_emb_proj is not None:
@@ -189,11 +155,11 @@ class _Walk:
         if isinstance(attention, RemovedBlock):
             return hidden
         if type(attention) is not Attention or not attention.residual_connection or attention.norm_q is not None:
-            raise SettingError(_unknown(path, attention, (Attention,)))
+            raise SettingError(unknown(path, attention, (Attention,)))
         width, heads = attention.to_q.out_features, attention.heads
-        axis = self.axis(
-            path, width, width // heads if heads > 1 else 1, "attention", f"inside of {path}{self.resolution}"
-        )
+        unit, place = width // heads if heads > 1 else 1, f"inside of {path}{self.resolution}"
+        adds = attention.rescale_output_factor == 1
+        axis = self.axis(path, width, unit, "attention", place, path if adds else "")
         if attention.group_norm is not None:
             self.norm(f"{path}.group_norm", attention.group_norm, (hidden,))
         for name in ("to_q", "to_k", "to_v"):
@@ -202,29 +168,23 @@ class _Walk:
         self.attentions.append(AttentionSpec(path, axis, heads))
         return hidden
 
-    def wiring(self) -> Wiring:
-        """A residual or inner axis leaves in whole groups of all its own norms: their least common multiple."""
-        for name, sizes in self.norm_sizes.items():
-            self.axes[name] = replace(self.axes[name], unit=math.lcm(*sizes))
-        return Wiring(self.axes, tuple(self.layers), tuple(self.attentions))
 
-
-def _unknown(path: str, module: nn.Module, known: tuple[type, ...]) -> str:
-    names = ", ".join(kind.__name__ for kind in known)
-    return f"model.{path}: a {type(module).__name__} of this kind is not one noisewise can prune; it knows {names}"
-
-
-def example_inputs(model: UNet2DModel, batch_size: int = 1) -> dict[str, Any]:
-    """Zeros as images, timestep 1 (a Fourier time embedding divides by t) and class 0."""
+def image_and_timestep(model: Any, batch_size: int, image: str) -> dict[str, Any]:
+    """Zeros as images and timestep 1 (a Fourier time embedding divides by t), for forward."""
     size = model.config.sample_size
     if size is None:
         raise SettingError("model.sample_size: the model's configuration has none; give the example inputs yourself")
     height, width = (size, size) if isinstance(size, int) else size
     shape = (batch_size, model.config.in_channels, height, width)  # [B, C, H, W]
-    inputs: dict[str, Any] = {
-        "sample": torch.zeros(shape, device=model.device, dtype=model.dtype),
+    return {
+        image: torch.zeros(shape, device=model.device, dtype=model.dtype),
         "timestep": torch.ones(batch_size, device=model.device, dtype=torch.int64),  # [B]
     }
+
+
+def example_inputs(model: Any, batch_size: int = 1) -> dict[str, Any]:
+    """Zeros as images, timestep 1 and class 0."""
+    inputs = image_and_timestep(model, batch_size, "sample")
     if isinstance(model.class_embedding, nn.Identity):
         time_width = model.time_embedding.linear_2.out_features
         inputs["class_labels"] = torch.zeros(batch_size, time_width, device=model.device, dtype=model.dtype)
@@ -233,19 +193,15 @@ def example_inputs(model: UNet2DModel, batch_size: int = 1) -> dict[str, Any]:
     return inputs
 
 
-def _reshaped(model: ModelMixin, shape: dict[str, Any]) -> ModelMixin:
-    from noisewise.models.shaped import ShapedUNet2DModel, skeleton
-
-    with torch.device("meta"):
-        return ShapedUNet2DModel(**skeleton(model), **shape)
-
-
 UNET2D = Network(
-    name="UNet2DModel",
+    kind=UNet2DModel,
+    shaped=ShapedUNet2DModel,
+    component="unet",
     wiring=wiring,
     example_inputs=example_inputs,
-    reshaped=_reshaped,
+    arguments=("sample", "timestep", "class_labels", "return_dict"),
     batch_arguments=("sample", "timestep", "class_labels"),
+    class_settings=("class_embed_type", "num_class_embeds"),
     pipeline_attributes=(
         "sample_size",
         "in_channels",

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 AxisKind = Literal["fixed", "residual", "inner", "attention"]
-LayerKind = Literal["conv", "linear", "norm", "embedding"]
+LayerKind = Literal["conv", "linear", "norm", "layer-norm", "embedding"]  # norm: in groups; layer-norm: over all
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Axis:
     """One set of coupled channels.
 
     ``width`` channels in whole units of ``unit`` neighbours; a ``fixed`` axis (image channels, the time embedding) is
-    never cut. ``place`` says in words where in the network it lies.
+    never cut. ``place`` says in words where in the network it lies. ``removes`` is the path of the block, e.g. a
+    residual block or an attention, that has nothing left to add to its input at width 0 and may then be left out.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Axis:
     unit: int
     kind: AxisKind
     place: str
+    removes: str = ""
 
     @property
     def num_units(self) -> int:
@@ -71,6 +73,22 @@ class Wiring:
     def prunable(self) -> tuple[str, ...]:
         """Names of the axes that may be cut, in the network's order."""
         return tuple(name for name, axis in self.axes.items() if axis.kind != "fixed")
+
+    @property
+    def removable(self) -> tuple[str, ...]:
+        """Names of the axes whose whole block may be left out."""
+        return tuple(name for name, axis in self.axes.items() if axis.removes)
+
+    def removed_with(self, path: str) -> str:
+        """The axis at whose width 0 the module at ``path`` leaves with its block; empty where it always stays."""
+        around = (
+            name for name, axis in self.axes.items() if axis.removes and f"{path}.".startswith(f"{axis.removes}.")
+        )
+        return next(around, "")
+
+    def removed_blocks(self, widths: Mapping[str, int]) -> tuple[str, ...]:
+        """Paths of the blocks that are left out at these widths."""
+        return tuple(self.axes[name].removes for name in self.removable if widths.get(name) == 0)
 
     def width(self, parts: tuple[str, ...], widths: Mapping[str, int]) -> int:
         """Channels of a concatenation of axes; an axis missing from ``widths`` keeps its full width."""
