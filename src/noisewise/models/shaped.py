@@ -58,7 +58,7 @@ class Shaped:
         build.__signature__ = theirs.replace(  # type: ignore[attr-defined]
             parameters=[*theirs.parameters.values(), *own]
         )
-        cls.__init__ = build  # type: ignore[assignment]
+        cls.__init__ = build  # type: ignore[method-assign]
 
 
 def _build(model: Any, settings: dict[str, Any]) -> None:

@@ -146,7 +146,6 @@ def cut_to_widths(
     small = cut(model, kept)
     macs, base_macs = count_macs(small, example_inputs), space.base_macs
     check_cost(macs, base_macs, space.budget, space.tolerance)
-    recovery = None if repair is None else repair(model, small, kept)
     _check_forward(small, example_inputs, describe(model).output_shape(model, example_inputs))
     full = {name: space.wiring.axes[name].width for name in space.widths}
     total = sum(float(scores[name].sum()) for name in full)
