@@ -16,7 +16,9 @@ from typing import Any
 import torch
 
 from noisewise.errors import SettingError
-from noisewise.objectives import denoise
+from noisewise.models.labels import classes_of, null_class_of
+from noisewise.planning.plan import Plan
+from noisewise.sampling.guidance import SETTING, Guidance, guided
 from noisewise.streams import stream
 
 
@@ -41,6 +43,8 @@ def sample_images(
     batch_size: int = 128,
     sample_shape: Sequence[int] | None = None,
     class_labels: torch.Tensor | None = None,
+    guidance_scale: float | Sequence[float] = 1.0,
+    plan: Plan | None = None,
     eta: float = 0.0,
     device: torch.device | str | None = None,
     progress: Callable[[float], None] | None = None,
@@ -55,6 +59,9 @@ def sample_images(
         scheduler: a diffusers scheduler; left as it is.
         sample_shape: [C, H, W] of an image; default: what the model's configuration says.
         class_labels: [num_images] int64, for models that take them.
+        guidance_scale: how far to lead away from what the model answers without labels, one value or one per group:
+            1 not at all, 0 labels are not told; see `guidance`. Others need a model that was trained to go without.
+        plan: the groups of a scale per group; default: the model's own.
         eta: DDIM's share of fresh noise, 0 to 1.
         device: default: that of the model, which is not moved.
         progress: called after each step with the number of images it amounts to so far.
@@ -78,6 +85,8 @@ def sample_images(
             seed=seed,
             sample_shape=sample_shape,
             class_labels=labels,
+            guidance_scale=guidance_scale,
+            plan=plan,
             eta=eta,
             device=device,
         )
@@ -99,6 +108,8 @@ def trajectory(
     seed: int = 0,
     sample_shape: Sequence[int] | None = None,
     class_labels: torch.Tensor | None = None,
+    guidance_scale: float | Sequence[float] = 1.0,
+    plan: Plan | None = None,
     eta: float = 0.0,
     device: torch.device | str | None = None,
 ) -> Iterator[SampleStep]:
@@ -113,8 +124,9 @@ def trajectory(
     """
     place = torch.device(device) if device is not None else _device_of(model)
     shape = tuple(sample_shape) if sample_shape is not None else _shape_of(model)
-    if class_labels is not None:
-        class_labels = class_labels.to(place)
+    guidance = Guidance.of(guidance_scale, plan or getattr(model, "plan", None))
+    told = None if class_labels is None else class_labels.to(place)  # [B]
+    untold = _untold(model, told, guidance)
     generators = [stream(seed, "sample", i) for i in images]
     noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])  # [B, C, H, W]
     scheduler = copy.deepcopy(scheduler)
@@ -129,11 +141,24 @@ def trajectory(
     for index, t in enumerate(scheduler.timesteps):
         with torch.no_grad(), _evaluating(model):
             x_in = scale(x, t).to(dtype)
-            output = denoise(model, x_in, t, class_labels).to(x.dtype)  # [B, C or 2C, H, W]
+            output = guided(model, x_in, t, told, untold, guidance.at(t)).to(x.dtype)  # [B, C or 2C, H, W]
             if output.shape[1] == 2 * shape[0] and not learns_variance:
                 output = output[:, : shape[0]]  # the learned variance, which this scheduler has no use for
             x = scheduler.step(output, t, x, **options).prev_sample
         yield SampleStep(index, len(scheduler.timesteps), float(t), x)
+
+
+def _untold(model: Any, told: torch.Tensor | None, guidance: Guidance) -> torch.Tensor | None:
+    """Labels of no class, [B], where guidance asks for them; labels that the model does not know are refused."""
+    classes = classes_of(model)
+    if classes is not None and told is not None:
+        classes.check(told, "class_labels")
+    if guidance.is_off:
+        return None
+    null = null_class_of(model, f"{SETTING}: {', '.join(f'{scale:g}' for scale in guidance.scales)} given")
+    if told is None:
+        raise SettingError(f"{SETTING}: guidance needs class_labels")
+    return torch.full_like(told, null)
 
 
 def to_uint8(x: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ from torch import nn
 from noisewise.errors import SettingError
 from noisewise.models.experts import ExpertDenoiser
 from noisewise.objectives import ImageSource, Objective
+from noisewise.training.labels import LabelDropout, own_dropout_off
 from noisewise.training.levels import Levels
 from noisewise.training.optimizer import make_optimizer
 from noisewise.training.settings import TrainSettings
@@ -69,7 +70,8 @@ def prepared(
             model.to(device)
             optimizer = make_optimizer((p for p in model.parameters() if p.requires_grad), settings)
             wrapped, optimizer = accelerator.prepare(model, optimizer)
-            yield accelerator, wrapped, optimizer
+            with own_dropout_off(model):
+                yield accelerator, wrapped, optimizer
     finally:
         torch.set_num_threads(threads)
         for name in set(vars(model)) - own:  # accelerate's mixed-precision forward, bound to the instance
@@ -113,6 +115,7 @@ def fingerprint(
     has_teacher: bool,
     horizontal_flip: bool,
     num_processes: int,
+    drop_labels: LabelDropout | None = None,
 ) -> dict[str, Any]:
     """Everything a checkpoint depends on, as JSON: a run may only go on where all of it is the same."""
     shapes = [(name, tuple(p.shape)) for name, p in model.named_parameters()]
@@ -126,6 +129,7 @@ def fingerprint(
         "teacher": has_teacher,
         "horizontal_flip": horizontal_flip,
         "num_processes": num_processes,
+        "label_dropout": None if drop_labels is None else drop_labels.probability,
     }
 
 

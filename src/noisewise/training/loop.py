@@ -27,6 +27,7 @@ from noisewise.training.checkpoint import (
 from noisewise.training.curve import LossBins, TrainStep
 from noisewise.training.ema import Ema
 from noisewise.training.environment import check_arguments, fingerprint, prepared, same_run
+from noisewise.training.labels import LabelDropout, check_labels
 from noisewise.training.levels import GroupDraws, Levels
 from noisewise.training.optimizer import learning_rate, load_optimizer_state, optimizer_tensors
 from noisewise.training.recorder import Recorder
@@ -64,6 +65,7 @@ def train(
     group_draws: GroupDraws = "host",
     teacher: nn.Module | None = None,
     horizontal_flip: bool = False,
+    label_dropout: float = 0.0,
     snapshots: Sequence[int] = (),
     log: Callable[[TrainStep], None] | None = None,
 ) -> TrainResult:
@@ -83,15 +85,18 @@ def train(
         group_draws: "host" draws noise levels by the objective's distribution; "uniform" first one of ``ranges``, all
             alike, then by the distribution within it; "balanced" the same, weighted so that the objective stays.
         teacher: of ``settings.distill_weight``; takes the same inputs.
+        label_dropout: probability with which an image's class label becomes the network's null class.
         snapshots: image counts at which the averaged weights are kept as snapshots/IMAGES.safetensors.
         log: called a few times a second at most, in the main process only.
     """
     levels = Levels(timesteps, None if ranges is None else tuple(ranges), group_draws)
     check_arguments(objective, data, settings, levels, teacher, snapshots, workspace)
+    check_labels(model, data)
+    drop_labels = LabelDropout.of(label_dropout, model)
     with prepared(model.float(), settings, teacher) as (accelerator, wrapped, optimizer):
         loop = _Loop(accelerator, wrapped, optimizer, objective, data, settings)
         loop.names, loop.levels = (seed, *names), levels
-        loop.teacher, loop.horizontal_flip = teacher, horizontal_flip
+        loop.teacher, loop.horizontal_flip, loop.drop_labels = teacher, horizontal_flip, drop_labels
         loop.start(workspace, snapshots, log)
         loop.run()
         return loop.finish()
@@ -104,6 +109,7 @@ class _Loop:
     levels = Levels()
     teacher: nn.Module | None = None
     horizontal_flip = False
+    drop_labels: LabelDropout | None = None
 
     def __init__(
         self,
@@ -128,7 +134,7 @@ class _Loop:
         self.workspace = workspace
         self.fingerprint = fingerprint(
             self.model, self.objective, self.data, self.settings, self.names, self.levels,
-            self.teacher is not None, self.horizontal_flip, self.accelerator.num_processes,
+            self.teacher is not None, self.horizontal_flip, self.accelerator.num_processes, self.drop_labels,
         )  # fmt: skip
         self.ema = Ema(self.trained, self.settings.ema_halflife_images, self.settings.ema_rampup)
         edges = self.levels.bin_edges(self.objective, self.settings.all_timesteps_share)
@@ -198,6 +204,8 @@ class _Loop:
         if self.horizontal_flip:
             flipped = (torch.rand(num_images, 1, 1, 1, generator=generator) < 0.5).to(device)
             x_0 = torch.where(flipped, x_0.flip(-1), x_0)
+        if self.drop_labels is not None:
+            labels = self.drop_labels(labels, names)
         if self.has_dropout:
             torch.manual_seed(seed_of(*names, "dropout"))  # dropout knows only the global generator
         if device.type != "cpu":
