@@ -29,7 +29,7 @@ app = App(
 )
 for command in (
     recipes.init, recipes.plan, recipes.run, models.prune, models.sample, models.evaluate, recipes.report,
-    recipes.status, studies.study, combine.stitch,
+    recipes.status, studies.study, combine.stitch, combine.merge,
 ):  # fmt: skip
     app.command(command)
 

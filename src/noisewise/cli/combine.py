@@ -102,3 +102,26 @@ def _sweep(
         print(text_table(results))
         print(folder / SVG)
     return sweep.pair, None if at is None else stitch_card(results, at)
+
+
+def merge(run_folder: Path, /, *, out: Path | None = None, progress: ProgressStyle = "auto") -> None:
+    """One network again: fold a run's unpruned experts into one of the base's size.
+
+    It writes base + sum of weights (expert - base) as an ordinary pipeline. A small search on held-out loss finds a
+    weight per group; section `merge` of the run's recipe sets its size. A recipe whose `compare` names `merged` has the
+    network in its table, too.
+
+    Args:
+        run_folder: folder of a run of method tdc with unpruned experts, e.g. runs/digits.
+        out: folder to write; must not exist yet, or be empty. By default merged within the run's folder.
+        progress: bars on a terminal and plain lines elsewhere (auto), or always the one named.
+    """
+    from noisewise.workflow.merging import merge_run, merge_table
+    from noisewise.workflow.progress import open_sink
+
+    target = run_folder / "merged" if out is None else out
+    with open_sink(progress) as sink:
+        result = merge_run(run_folder, target, sink)
+    if progress != "json":
+        print(merge_table(result))
+        print(target)

@@ -42,6 +42,7 @@ STYLES = {
     "base-continued": Style("#0069a8", "#56acea", "o"),
     "unpruned": Style("#2b91c9", "#8fd0f5", "^", (0, (5, 1.6))),
     "tdc": Style("#cf5200", "#ff8a3d", "D"),
+    "merged": Style("#1c5f6b", "#7fc4d0", "8", (0, (5, 1.6))),
     "uniform": Style("#008a64", "#2cc79a", "v", (0, (5, 1.6))),
     "base-fewer-steps": Style("#b04e87", "#e58dbd", "P", (0, (1, 1.4))),
     "distilled": Style("#967000", "#e0b030", "X", (0, (3, 1.2, 1, 1.2))),

@@ -15,7 +15,9 @@ from noisewise.workflow.store import StepSpec, Store
 from noisewise.workflow.trainings import Trainings
 
 IDEAL_LEVELS, IDEAL_DRAWS = 40, 512  # of the optimal denoiser's loss, drawn as the floor under the measured ones
-AT_BASE_COST = ("base", "base-continued", "base-same-draws", "unpruned", "separate", "separate-early-stopped")
+AT_BASE_COST = (
+    "base", "base-continued", "base-same-draws", "unpruned", "merged", "separate", "separate-early-stopped",
+)  # fmt: skip
 
 
 def build_graph(
@@ -62,6 +64,8 @@ class _Builder:
         if row_id == "uniform":
             return t.uniform(self.cost_of_rival())
         if row_id == "multi-decoder":
+        if row_id == "merged":
+            return t.merged()
             return self.stages.joint()
         if row_id == "base-same-draws":
             return self.stages.same_draws()

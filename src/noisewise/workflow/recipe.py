@@ -20,6 +20,7 @@ from noisewise.workflow.settings import (
     ExistingModel,
     ModelSettings,
     MultiDecoderSettings,
+    MergeSettings,
     ObjectiveSettings,
     PruneSettings,
     SampleSettings,
@@ -63,6 +64,8 @@ class Recipe(Section):
     sample: SampleSettings
     """Images for the evaluation."""
     evaluate: EvaluateSettings = EvaluateSettings()
+    merge: MergeSettings = MergeSettings()
+    """Row merged."""
     """Comparison of the rows."""
     compare: tuple[RowId, ...] = ("base-continued", "base-fewer-steps", "unpruned", "uniform")
     """Rows beside the method's own, all at the same total number of training images (with a stage 2, `base` is stage 1

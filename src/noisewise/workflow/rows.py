@@ -8,11 +8,11 @@ Method = Literal["tdc", "single-stage", "multi-decoder"]
 RowId = Literal[
     "base", "base-continued", "base-fewer-steps", "unpruned", "uniform",
     "base-same-draws", "separate", "separate-early-stopped", "separate-tailored", "separate-tailored-early-stopped",
-    "single-stage", "tdc", "distilled", "multi-decoder",
+    "merged", "single-stage", "tdc", "distilled", "multi-decoder",
 ]  # fmt: skip
 ORDER: tuple[RowId, ...] = get_args(RowId)  # context first, a method's own row after its rivals
 
-NEED_STAGE_2 = ("base-continued", "unpruned", "uniform", "tdc", "distilled")
+NEED_STAGE_2 = ("base-continued", "unpruned", "merged", "uniform", "tdc", "distilled")
 SEPARATE = ("separate", "separate-early-stopped", "separate-tailored", "separate-tailored-early-stopped")
 NEED_DECODERS = ("multi-decoder", "separate-tailored", "separate-tailored-early-stopped")
 FROM_SCRATCH = ("base-same-draws", *SEPARATE)
@@ -23,6 +23,7 @@ _LABELS: dict[RowId, tuple[str, str]] = {
     "base-continued": ("base, trained on", "one network for all timesteps, the images of stage 2 included"),
     "base-fewer-steps": ("base, fewer steps", "the base trained on, in as many steps as {rival}'s cost allows"),
     "unpruned": ("TDC without pruning", "an expert per group, each as large as the base"),
+    "merged": ("unpruned, merged", "the unpruned experts folded into one network; weights found on held-out loss"),
     "uniform": ("uniformly pruned", "one pruned network for all timesteps, at {rival}'s cost per image"),
     "tdc": ("TDC", "an expert per group, pruned to the group's cost limit and fine-tuned"),
     "distilled": ("TDC, distilled", "TDC whose fine-tuning also follows the base's predictions"),

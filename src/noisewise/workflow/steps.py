@@ -16,7 +16,7 @@ from noisewise.objectives import Objective
 from noisewise.planning.plan import Plan
 from noisewise.schedule import NoiseSchedule
 from noisewise.streams import seed_of
-from noisewise.workflow import decoders, measure
+from noisewise.workflow import decoders, measure, merging
 from noisewise.workflow import stage_steps as stages
 from noisewise.workflow.machine import device, process_rank
 from noisewise.workflow.networks import make_objective, new_unet2d
@@ -270,6 +270,7 @@ ACTIONS: dict[str, Callable[[Job], Result]] = {
     "loss": measure.loss,
     "ideal_loss": measure.ideal_loss,
     "timing": measure.timing,
+    "merge": merging.merge,
     "floor": study.floor,
     "neighbours": study.neighbours,
     "resample": study.resample,

@@ -183,3 +183,28 @@ class Trainings:
         """The groups' networks as one."""
         inputs = {f"expert[{group}]": step for group, step in experts.items()}
         return self.once(StepSpec(f"assemble[{row_id}]", "assemble", {"plan": self.base.plan_facts}, inputs))
+
+    def merged(self) -> StepSpec:
+        """The unpruned experts folded into one network."""
+        settings, groups = self.recipe.merge, self.base.trained_groups
+        experts = {f"expert[{group}]": self.expert(group, pruned=False) for group in groups}
+        passes = settings.num_evaluations * settings.num_images * len(groups)
+        step = StepSpec(
+            "merge",
+            "merge",
+            {"merge": settings, **self.learning(None, ("merge",)), "plan": self.base.plan_facts},
+            {"base": self.stage_1(), **experts},
+            macs=float(passes * self.base.macs),
+        )
+        return self.once(step)
+
+    # ---- their losses
+
+    def loss(self, model: StepSpec, name: str) -> StepSpec:
+        """Held-out loss of a network by group and along t, on the draws that every network sees."""
+        settings = {
+            "evaluate": self.recipe.evaluate.model_dump(mode="json", include={"num_loss_images", "num_threads"}),
+            **self.learning(None, ("test loss",)),
+            "plan": self.base.plan_facts,
+        }
+        return self.once(StepSpec(f"loss[{name}]", "loss", settings, {"model": model}))
