@@ -14,6 +14,7 @@ from noisewise.errors import SettingError
 
 Importance = Literal["taylor", "magnitude", "random", "diff-pruning"]
 ProposerKind = Literal["importance", "evolution", "random", "llm"]
+Recovery = Literal["none", "least-squares"]
 
 
 def prune(
@@ -26,6 +27,7 @@ def prune(
     recipe: Path | None = None,
     set_: Overrides = (),
     timesteps: tuple[int, int] | None = None,
+    recovery: Recovery | None = None,
     seed: int = 0,
     proposer: ProposerKind | None = None,
     base_url: str | None = None,
@@ -43,6 +45,8 @@ def prune(
         recipe: recipe whose data, schedule and objective score the channels and a proposer's candidates.
         set_: change a setting of the recipe, e.g. --set prune.proposer.rounds=2; may be given many times.
         timesteps: score on these timesteps only, first and last but one, e.g. --timesteps 0 139.
+        recovery: least-squares fits the layers behind a cut to the full network's answers; needs --recipe, whose
+            prune.recovery it overrides.
         seed: seed of random importances and of noise.
         proposer: measure candidates in rounds instead of taking the solver's answer; needs --recipe.
         base_url: with --proposer llm, the server's address, e.g. http://127.0.0.1:8080/v1.
@@ -56,6 +60,10 @@ def prune(
     _check_range("--seed", seed, 0)
     if set_ and recipe is None:
         raise SettingError("--set: changes the settings of a recipe; name one by --recipe")
+    if recovery is not None:
+        if recipe is None and recovery != "none":
+            raise SettingError("--recovery: it looks at images; name a recipe with their `data` by --recipe")
+        set_ = (*set_, f"prune.recovery={recovery}")
     settings = None if recipe is None else load_recipe(recipe, set_)
     options = {"base_url": base_url, "model": model_name, "api_key_env": api_key_env, "replay": replay}
     given = {name: value for name, value in options.items() if value is not None}
@@ -73,6 +81,8 @@ def prune(
         f"{out}: {info.achieved:.4f} of the MACs (asked {info.asked}), {info.macs:,} of {info.base_macs:,}; "
         f"{info.parameters:,} of {info.base_parameters:,} parameters"
     )
+    if info.recovery is not None:
+        print(f"recovery: {info.recovery}")
 
 
 def sample(

@@ -16,6 +16,7 @@ from noisewise.models.surgery import cut
 from noisewise.objectives import ImageSource, Objective
 from noisewise.pruning.importance import ImportanceKind, Importances
 from noisewise.pruning.importance import importance as score_channels
+from noisewise.pruning.recovery import RecoveryInfo, RecoveryKind, Repair, repair_by
 from noisewise.pruning.solver import check_budget
 from noisewise.pruning.space import Space, open_space
 from noisewise.pruning.widths import Alignment, MinWidth
@@ -42,6 +43,7 @@ class PruneInfo:
     importance: str  # kind, or "given"
     importance_kept: float  # share of all importance that the kept channels hold
     seconds: float  # importances aside
+    recovery: RecoveryInfo | None = None  # None: not asked for
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -62,6 +64,8 @@ def prune_to_budget(
     min_width: MinWidth = "auto",
     keep: Sequence[str] = (),
     tolerance: float = 0.02,
+    recovery: RecoveryKind = "none",
+    num_recovery_images: int = 256,
     seed: int = 0,
 ) -> tuple[ModelMixin, PruneInfo]:
     """Cut ``model`` down to ``budget`` of its MACs, keeping as much importance as fits.
@@ -81,32 +85,35 @@ def prune_to_budget(
             nothing of bottlenecks; this bound keeps the solver from making one.
         keep: module paths, e.g. "down_blocks", in which no channel is cut; they count towards the budget all the same.
         tolerance: the cost reached lies within [1 - tolerance, 1] of the budget.
-        seed: of random importances and of the noise of taylor and diff-pruning.
+        recovery: "least-squares" then fits the layers behind a cut to the full network's answers, on so many
+            images at the noise levels of ``timesteps``; it needs ``objective`` and ``images``. See `recovery.recover`.
+        seed: of random importances and of the noise of taylor, diff-pruning and recovery.
 
     Returns:
-        The smaller network, with the channels' original order and weights, and what was reached.
+        The smaller network, its channels in their original order, with the weights they had or, after recovery, new
+        ones; and what was reached.
 
     Raises:
         SolverError: where no legal widths cost that; it carries the nearest costs that can be reached.
     """
     check_budget(budget, tolerance)
     kind = importance if isinstance(importance, str) else "given"
-    scores = resolve_importance(
-        model,
-        importance,
-        objective=objective,
-        images=images,
-        class_labels=class_labels,
-        timesteps=timesteps,
-        timestep_stride=timestep_stride,
-        seed=seed,
-    )
+    looking: dict[str, Any] = {
+        "objective": objective,
+        "images": images,
+        "class_labels": class_labels,
+        "timesteps": timesteps,
+    }
+    repair = repair_by(recovery, num_recovery_images, names=(seed, "prune"), **looking)
+    scores = resolve_importance(model, importance, **looking, timestep_stride=timestep_stride, seed=seed)
     started = time.perf_counter()
     space = space_of(
         model, example_inputs, budget, tolerance=tolerance, alignment=alignment, min_width=min_width, keep=keep
     )
     solution = space.solve(scores)
-    return cut_to_widths(model, example_inputs, space, solution.widths, scores, kind=kind, started=started)
+    return cut_to_widths(
+        model, example_inputs, space, solution.widths, scores, kind=kind, started=started, repair=repair
+    )
 
 
 def resolve_importance(model: ModelMixin, importance: ImportanceKind | Importances, **settings: Any) -> Importances:
@@ -133,11 +140,12 @@ def cut_to_widths(
     *,
     kind: str = "given",
     started: float | None = None,
+    repair: Repair | None = None,
 ) -> tuple[ModelMixin, PruneInfo]:
     """Cut ``model`` to legal ``widths``, keeping each axis's most important channels, and check the result.
 
-    The cost reached is counted anew on the network itself, and a forward pass has to give finite numbers of the shape
-    that the full network gives.
+    ``repair`` changes the smaller network's weights in place. The cost reached is counted anew on the network itself,
+    and a forward pass has to give finite numbers of the shape that the full network gives.
     """
     started = time.perf_counter() if started is None else started
     kept = space.kept(widths, scores)
@@ -146,6 +154,7 @@ def cut_to_widths(
     small = cut(model, kept)
     macs, base_macs = count_macs(small, example_inputs), space.base_macs
     check_cost(macs, base_macs, space.budget, space.tolerance)
+    recovery = None if repair is None else repair(model, small, kept)
     _check_forward(small, example_inputs, describe(model).output_shape(model, example_inputs))
     full = {name: space.wiring.axes[name].width for name in space.widths}
     total = sum(float(scores[name].sum()) for name in full)
@@ -165,6 +174,7 @@ def cut_to_widths(
         importance=kind,
         importance_kept=kept_total / total if total > 0 else 1.0,
         seconds=time.perf_counter() - started,
+        recovery=recovery,
     )
     return small, info
 

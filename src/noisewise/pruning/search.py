@@ -20,6 +20,7 @@ from noisewise.pruning.importance import ImportanceKind, Importances
 from noisewise.pruning.memory import REPEATED, MemoryBank, Record
 from noisewise.pruning.proposers import Accountable, Context, Credited, Proposal, Proposer, build_proposer
 from noisewise.pruning.prune import PruneInfo, cut_to_widths, resolve_importance, space_of
+from noisewise.pruning.recovery import RecoveryKind, repair_by
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -57,6 +58,8 @@ def search(
     importance: ImportanceKind | Importances = "taylor",
     timestep_stride: int | None = None,
     tolerance: float = 0.02,
+    recovery: RecoveryKind = "none",
+    num_recovery_images: int = 256,
     workspace: Path | None = None,
     seed: int = 0,
     proposer: Proposer | None = None,
@@ -66,6 +69,9 @@ def search(
 
     All candidates are scored on the same images, noise and timesteps, so that two differ by their widths and not by
     luck. With a workspace the memory bank lies there, and a search that was stopped goes on without scoring again.
+
+    Candidates are scored as they are cut; ``recovery`` repairs the best of them alone. On a network of 40 layers one
+    recovery takes as long as scoring some 20 candidates.
 
     Args:
         settings: one of `proposers.ProposerSettings`.
@@ -87,14 +93,14 @@ def search(
         min_width=settings.min_width,
     )
     bank = MemoryBank(None if workspace is None else workspace / BANK)
-    looking = {
+    looking: dict[str, Any] = {
         "objective": objective,
         "images": images,
         "class_labels": class_labels,
         "timesteps": timesteps,
-        "timestep_stride": timestep_stride,
-        "seed": seed,
     }
+    repair = repair_by(recovery, num_recovery_images, names=names, **looking)
+    looking |= {"timestep_stride": timestep_stride, "seed": seed}
     scores = resolve_importance(model, importance, **looking)
     kind = importance if isinstance(importance, str) else "given"
     context = Context(space, scores, group, timesteps, names)
@@ -125,7 +131,7 @@ def search(
     if not best:
         reasons = "; ".join(sorted({record.reason for record in bank.records}))
         raise SettingError(f"prune.proposer: none of {len(bank)} candidates could be accepted ({reasons})")
-    small, info = cut_to_widths(model, example_inputs, space, best[0].widths, scores, kind=kind)
+    small, info = cut_to_widths(model, example_inputs, space, best[0].widths, scores, kind=kind, repair=repair)
     return SearchResult(small, info, best[0], bank, account)
 
 

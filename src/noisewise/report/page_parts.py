@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from noisewise.report.columns import MISSING
-from noisewise.report.results import Results, Timing
+from noisewise.report.results import Recovered, Results, Timing
 
 _REAL = "samples/real.png"
 
@@ -37,6 +37,8 @@ class GroupLine:
     achieved: str
     steps: int
     is_empty: bool
+    recovery: tuple[str, str]  # loss right after pruning, and after recovery
+    is_recovered: bool
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ def flattened(value: Any, name: str = "") -> list[tuple[str, str]]:
 def group_lines(results: Results) -> list[GroupLine]:
     """The plan's groups with what pruning achieved and how many sampling steps each serves."""
     achieved = {expert.group: expert.achieved for expert in results.widths if expert is not None}
+    recovered = {expert.group: _recovery(expert.recovery) for expert in results.widths if expert and expert.recovery}
     widths_given = results.method == "multi-decoder" and "decoders" in (results.recipe.get("multi_decoder") or {})
     if results.method == "multi-decoder":
         achieved = dict(enumerate(results.group_costs))
@@ -110,8 +113,12 @@ def group_lines(results: Results) -> list[GroupLine]:
         limit = MISSING if widths_given else f"{group.cost_limit:.3f}"
         lines.append(GroupLine(i, number(group.t_start), number(group.t_stop), number(group.num_timesteps),
                                limit, MISSING if share is None else f"{share:.3f}", steps,
-                               group.is_empty))  # fmt: skip
+                               group.is_empty, recovered.get(i, (MISSING, MISSING)), i in recovered))  # fmt: skip
     return lines
+
+
+def _recovery(recovery: Recovered) -> tuple[str, str]:
+    return number(recovery.loss_before), number(recovery.loss_after) + ("" if recovery.applied else " (not kept)")
 
 
 def share(value: float | None) -> str:

@@ -135,6 +135,14 @@ class RouteStep(Part):
     cost: float | None = None
 
 
+class Recovered(Part):
+    """Loss right after pruning, before and after the least-squares recovery; ``applied``: whether it was kept."""
+
+    loss_before: float
+    loss_after: float
+    applied: bool = True
+
+
 class Widths(Part):
     """What is left of one group's expert: channels kept and there before, per axis."""
 
@@ -142,6 +150,7 @@ class Widths(Part):
     budget: float | None = None
     achieved: float | None = None
     axes: Annotated[dict[str, tuple[int, int]], _or_empty(dict)] = {}
+    recovery: Recovered | None = None
 
 
 class Candidate(Part):

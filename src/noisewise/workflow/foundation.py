@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from noisewise.data.images import Dataset
 
 IMPORTANCE_TIMESTEPS, IMPORTANCE_BATCH = 50, 64  # what importances look at by default, for predictions only
+RECOVERY_PASSES = 40  # per image, as measured on a network of 40 layers: halfway through two networks for each layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,12 +89,13 @@ class Foundation:
         return self.image_macs * self.mean_limit
 
     def prune_macs(self, recipe: Recipe, num_timesteps: int) -> float:
-        """Predicted cost of a pruning: three passes per importance image, one per scored image."""
+        """Predicted cost of a pruning: three passes per importance image, one per scored image, and the recovery's."""
         prune = recipe.prune
         scored = prune.proposer.rounds * prune.proposer.candidates * prune.proposer.num_score_images
         stride = prune.timestep_stride or math.ceil(num_timesteps / IMPORTANCE_TIMESTEPS)
         visits = math.ceil(num_timesteps / stride) if prune.importance in ("taylor", "diff-pruning") else 0
-        return float(self.macs) * (TRAINING_FACTOR * visits * IMPORTANCE_BATCH + scored)
+        recovered = RECOVERY_PASSES * prune.num_recovery_images if prune.recovery != "none" else 0
+        return float(self.macs) * (TRAINING_FACTOR * visits * IMPORTANCE_BATCH + scored + recovered)
 
 
 def lay_foundation(

@@ -85,6 +85,8 @@ def search_model(
         importance=importance,  # type: ignore[arg-type]  # checked where it is used
         timestep_stride=recipe.prune.timestep_stride,
         tolerance=recipe.prune.tolerance,
+        recovery=recipe.prune.recovery,
+        num_recovery_images=recipe.prune.num_recovery_images,
         workspace=workspace,
         seed=seed,
         log=log,

@@ -219,7 +219,8 @@ def _kept(group: int, info: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if info is None:
         return None
     axes = {name: [kept, info["full_widths"][name]] for name, kept in info["widths"].items()}
-    return {"group": group, "budget": info["asked"], "achieved": info["achieved"], "axes": axes}
+    recovered = {"recovery": info["recovery"]} if info.get("recovery") else {}
+    return {"group": group, "budget": info["asked"], "achieved": info["achieved"], "axes": axes, **recovered}
 
 
 def _proposals(store: Store, step: StepSpec) -> dict[str, Any]:

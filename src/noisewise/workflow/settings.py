@@ -5,7 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    Tag,
+    model_serializer,
+    model_validator,
+)
 
 from noisewise.pruning.proposers import ImportanceSettings, ProposerSettings
 from noisewise.sampling.kinds import SchedulerKind
@@ -153,8 +163,27 @@ class PruneSettings(Section):
     """The cost reached lies within [1 - tolerance, 1] of the budget."""
     proposer: ProposerSettings = ImportanceSettings()
     """What suggests widths: rounds of candidates, each scored on the group's timesteps and remembered."""
+    recovery: Literal["none", "least-squares"] = "none"
+    """least-squares: before any fine-tuning, the layers behind a cut are fitted to the base's own answers on images of
+    the group, in closed form. Candidates are scored without; the network that is kept is repaired."""
+    num_recovery_images: int = Field(default=256, ge=2)
+    """Images, noised once, that recovery fits layers on; as many more measure what it gained."""
     num_threads: int | None = Field(default=None, ge=1)
     """Threads of the step; default: the machine's cores divided by the jobs."""
+
+    @model_validator(mode="after")
+    def _images_come_with_recovery(self) -> PruneSettings:
+        if self.recovery == "none" and self.num_recovery_images != _default(self, "num_recovery_images"):
+            raise ValueError("num_recovery_images belongs to recovery `least-squares`; `none` would ignore it")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _identity(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> Any:
+        """What names a step of the store: without recovery, as before there was any."""
+        values = handler(self)
+        if (info.context or {}).get("identity") and self.recovery == "none":
+            return {name: value for name, value in values.items() if name not in ("recovery", "num_recovery_images")}
+        return values
 
 
 class BaseSettings(TrainSettings):

@@ -110,12 +110,14 @@ def prune_model(
     model, scheduler = load_denoiser(folder)
     needed = _looked_at(importance, recipe, timesteps, scheduler, proposer is not None)
     model = model.to(device())
+    names = ("recovery", "num_recovery_images")
+    recovery = {} if recipe is None else {name: getattr(recipe.prune, name) for name in names}
     records = None
     if proposer is None:
         from noisewise.pruning.prune import prune_to_budget
 
         inputs = describe(model).example_inputs(model)
-        small, info = prune_to_budget(model, inputs, budget, importance, seed=seed, **needed)  # type: ignore[arg-type]  # the kind is checked where it is used
+        small, info = prune_to_budget(model, inputs, budget, importance, seed=seed, **needed, **recovery)  # type: ignore[arg-type]  # the kind is checked where it is used
     else:
         from noisewise.workflow.proposing import search_model
 
@@ -144,7 +146,8 @@ def _looked_at(
 ) -> dict[str, Any]:
     """Objective, images and timesteps, where anything looks at them."""
     asking = "--proposer" if searching else f"--importance {importance}"
-    if not searching and importance not in ("taylor", "diff-pruning"):
+    recovering = recipe is not None and recipe.prune.recovery != "none"
+    if not searching and not recovering and importance not in ("taylor", "diff-pruning"):
         for option, given in (("--timesteps", timesteps), ("--recipe", recipe)):
             if given is not None:
                 raise SettingError(f"{option}: {importance} importance would ignore it; use taylor or diff-pruning")

@@ -63,7 +63,7 @@ def decoders(job: Job) -> Result:
 
     settings, prune = job.settings, job.settings["prune"]
     looked_at: dict[str, Any] = {}
-    if prune.importance in ("taylor", "diff-pruning"):
+    if prune.importance in ("taylor", "diff-pruning") or prune.recovery != "none":
         looked_at = {
             "objective": objective_of(job), "images": job.dataset().train, "timestep_stride": prune.timestep_stride
         }  # fmt: skip
@@ -75,6 +75,8 @@ def decoders(job: Job) -> Result:
         prune.importance,
         share_bottleneck=settings["share_bottleneck"],
         tolerance=prune.tolerance,
+        recovery=prune.recovery,
+        num_recovery_images=prune.num_recovery_images,
         alignment=prune.proposer.alignment,
         min_width=prune.proposer.min_width,
         seed=settings["seed"],

@@ -214,6 +214,8 @@ def prune(job: Job) -> Result:
         importance=prune.importance,
         timestep_stride=prune.timestep_stride,
         tolerance=prune.tolerance,
+        recovery=prune.recovery,
+        num_recovery_images=prune.num_recovery_images,
         workspace=job.workspace,
         seed=settings["seed"],
         log=log,
@@ -274,10 +276,10 @@ ACTIONS: dict[str, Callable[[Job], Result]] = {
     "floor": study.floor,
     "neighbours": study.neighbours,
     "resample": study.resample,
-}
-
     "stitch_loss": stitching.stitch_loss,
     "stitch_sample": stitching.stitch_sample,
+}
+
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Records of a JSONL file; none where it does not exist."""

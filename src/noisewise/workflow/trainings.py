@@ -116,7 +116,10 @@ class Trainings:
     ) -> StepSpec:  # fmt: skip
         """A pruning for one group's noise levels, or for all of them (None); ``label`` names its random streams."""
         timesteps = None if group is None else self.timesteps(group)
-        settings = {"prune": self.recipe.prune, **self.learning(timesteps, ("prune", label)), "budget": budget}
+        prune = self.recipe.prune
+        if source.action == "untrained":  # it has nothing that could be recovered
+            prune = prune.model_copy(update={"recovery": "none"})
+        settings = {"prune": prune, **self.learning(timesteps, ("prune", label)), "budget": budget}
         inputs = {"source": source, **({"match": match} if match else {})}
         groups = self.base.plan.groups
         levels = self.base.schedule.num_train_timesteps if group is None else groups[group].num_timesteps
