@@ -63,9 +63,9 @@ class _Builder:
             return t.continued()
         if row_id == "uniform":
             return t.uniform(self.cost_of_rival())
-        if row_id == "multi-decoder":
         if row_id == "merged":
             return t.merged()
+        if row_id == "multi-decoder":
             return self.stages.joint()
         if row_id == "base-same-draws":
             return self.stages.same_draws()

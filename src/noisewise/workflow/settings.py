@@ -225,6 +225,17 @@ class MultiDecoderSettings(Section):
         return self
 
 
+class MergeSettings(Section):
+    """Row `merged`: unpruned experts as one network, base + sum of weights (expert - base)."""
+
+    num_evaluations: int = Field(default=80, ge=8, le=100_000)
+    """How many sets of weights the search may try."""
+    num_images: int = Field(default=256, ge=8)
+    """(image, noise, t) draws per group that a set of weights is judged by, from half of the held-out images."""
+    num_threads: int | None = Field(default=None, ge=1)
+    """Threads of the step; default: the machine's cores divided by the jobs."""
+
+
 class SampleSettings(Section):
     """Images for the evaluation."""
 
@@ -256,17 +267,6 @@ class EvaluateSettings(Section):
     num_loss_images: int = Field(default=1024, ge=8)
     """(image, noise, t) draws of the held-out loss per group, an eighth of it per bin of t; the same for all rows."""
     num_timing_images: int = Field(default=64, ge=1)
-class MergeSettings(Section):
-    """Row `merged`: unpruned experts as one network, base + sum of weights (expert - base)."""
-
-    num_evaluations: int = Field(default=80, ge=8, le=100_000)
-    """How many sets of weights the search may try."""
-    num_images: int = Field(default=256, ge=8)
-    """(image, noise, t) draws per group that a set of weights is judged by, from half of the held-out images."""
-    num_threads: int | None = Field(default=None, ge=1)
-    """Threads of the step; default: the machine's cores divided by the jobs."""
-
-
     """Images per timing of a row; rows take turns, three times, and the median counts."""
     num_threads: int | None = Field(default=None, ge=1)
     """Threads of the step; default: the machine's cores divided by the jobs."""
