@@ -24,6 +24,7 @@ def prune(
     budget: float,
     out: Path,
     importance: Importance = "magnitude",
+    depth: bool = False,
     recipe: Path | None = None,
     set_: Overrides = (),
     timesteps: tuple[int, int] | None = None,
@@ -42,6 +43,7 @@ def prune(
         budget: MACs to keep, as a fraction of the model's, between 0 and 1; met within 2 % or refused.
         out: folder to write; must not exist yet, or be empty.
         importance: which channels matter; taylor and diff-pruning look at images and need --recipe.
+        depth: leave out whole residual blocks and attentions too, where they only add to their input.
         recipe: recipe whose data, schedule and objective score the channels and a proposer's candidates.
         set_: change a setting of the recipe, e.g. --set prune.proposer.rounds=2; may be given many times.
         timesteps: score on these timesteps only, first and last but one, e.g. --timesteps 0 139.
@@ -75,12 +77,14 @@ def prune(
     if proposer is not None and settings is not None:
         from noisewise.workflow.proposing import proposer_settings
 
-        search = proposer_settings(settings, proposer, given)
-    info = prune_model(model, budget, out, importance, settings, timesteps, seed, search, print)
+        search = proposer_settings(settings, proposer, {**given, "depth": True} if depth else given)
+    info = prune_model(model, budget, out, importance, settings, timesteps, seed, search, print, depth=depth)
     print(
         f"{out}: {info.achieved:.4f} of the MACs (asked {info.asked}), {info.macs:,} of {info.base_macs:,}; "
         f"{info.parameters:,} of {info.base_parameters:,} parameters"
     )
+    if info.removed_blocks:
+        print(f"left out: {', '.join(info.removed_blocks)}")
     if info.recovery is not None:
         print(f"recovery: {info.recovery}")
 

@@ -20,7 +20,7 @@ from noisewise.pruning.importance import Importances
 from noisewise.pruning.llm.settings import LlmSettings
 from noisewise.pruning.memory import MemoryBank
 from noisewise.pruning.settings import SearchSettings
-from noisewise.pruning.solver import Solution
+from noisewise.pruning.solver import Solution, SolverError
 from noisewise.pruning.space import Space
 from noisewise.streams import stream
 
@@ -109,8 +109,9 @@ ProposerSettings = Annotated[
 class ImportanceProposer:
     """Widths the solver finds for the importances and for variations of them. No random numbers until those run out.
 
-    The first is the plain answer, the second an even cut. From the second round on the best in the bank lead: halfway
-    between the best two, then from the worst through the best and beyond.
+    The first is the plain answer, the second an even cut, the third, where whole blocks may be left out, the answer
+    that leaves out none. From the second round on the best in the bank lead: halfway between the best two, then from
+    the worst through the best and beyond.
     """
 
     def propose(self, context: Context, bank: MemoryBank, num: int) -> list[Proposal]:
@@ -124,12 +125,24 @@ class ImportanceProposer:
         solve = context.space.solve
         yield solve(context.importances).widths
         yield context.space.uniform()
+        yield from _with_all_blocks(context)
         for vary in _variations(context):
             yield solve({name: vary(name, scores) for name, scores in context.importances.items()}).widths
         generator = stream(*context.names, "importance proposer", len(bank))
         start = best[0].widths if best else solve(context.importances).widths
         while True:
             yield _mutated(context, start, 0.15, generator)
+
+
+def _with_all_blocks(context: Context) -> Iterator[Proposal]:
+    """The solver's answer that leaves no block out, where another is allowed and this one reaches the budget."""
+    space = context.space.with_all_blocks()
+    if space is None:
+        return
+    try:
+        yield space.solve(context.importances).widths
+    except SolverError:
+        return
 
 
 def _variations(context: Context) -> list[Callable[[str, torch.Tensor], torch.Tensor]]:

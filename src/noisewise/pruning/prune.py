@@ -42,6 +42,7 @@ class PruneInfo:
     min_width: float  # the least share of its channels that every axis had to keep
     importance: str  # kind, or "given"
     importance_kept: float  # share of all importance that the kept channels hold
+    removed_blocks: tuple[str, ...]  # module paths of the blocks that this pruning left out
     seconds: float  # importances aside
     recovery: RecoveryInfo | None = None  # None: not asked for
 
@@ -63,6 +64,7 @@ def prune_to_budget(
     alignment: Alignment = "auto",
     min_width: MinWidth = "auto",
     keep: Sequence[str] = (),
+    depth: bool = False,
     tolerance: float = 0.02,
     recovery: RecoveryKind = "none",
     num_recovery_images: int = 256,
@@ -84,6 +86,8 @@ def prune_to_budget(
             (what an even cut would leave), less where the budget could not be met otherwise. Sums of importances know
             nothing of bottlenecks; this bound keeps the solver from making one.
         keep: module paths, e.g. "down_blocks", in which no channel is cut; they count towards the budget all the same.
+        depth: whole blocks that only add to their input (attentions, residual blocks without a shortcut convolution)
+            may be left out; ``min_width`` holds for those that stay.
         tolerance: the cost reached lies within [1 - tolerance, 1] of the budget.
         recovery: "least-squares" then fits the layers behind a cut to the full network's answers, on so many
             images at the noise levels of ``timesteps``; it needs ``objective`` and ``images``. See `recovery.recover`.
@@ -108,7 +112,14 @@ def prune_to_budget(
     scores = resolve_importance(model, importance, **looking, timestep_stride=timestep_stride, seed=seed)
     started = time.perf_counter()
     space = space_of(
-        model, example_inputs, budget, tolerance=tolerance, alignment=alignment, min_width=min_width, keep=keep
+        model,
+        example_inputs,
+        budget,
+        tolerance=tolerance,
+        alignment=alignment,
+        min_width=min_width,
+        keep=keep,
+        depth=depth,
     )
     solution = space.solve(scores)
     return cut_to_widths(
@@ -173,6 +184,7 @@ def cut_to_widths(
         min_width=space.min_width,
         importance=kind,
         importance_kept=kept_total / total if total > 0 else 1.0,
+        removed_blocks=space.wiring.removed_blocks(widths),
         seconds=time.perf_counter() - started,
         recovery=recovery,
     )

@@ -91,6 +91,7 @@ def search(
         tolerance=tolerance,
         alignment=settings.alignment,
         min_width=settings.min_width,
+        depth=settings.depth,
     )
     bank = MemoryBank(None if workspace is None else workspace / BANK)
     looking: dict[str, Any] = {

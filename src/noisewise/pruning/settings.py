@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Set
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
 
 
 class SearchSettings(BaseModel):
@@ -13,6 +14,7 @@ class SearchSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     hints: ClassVar[tuple[Literal["taylor", "magnitude"], ...]] = ()  # importances it wants besides the search's own
+    beside_identity: ClassVar[Set[str]] = frozenset()  # settings that say nothing of what a search finds
 
     rounds: int = Field(default=3, ge=1)
     """Rounds of proposals; each sees the losses of those before."""
@@ -26,8 +28,20 @@ class SearchSettings(BaseModel):
     min_width: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = "auto"
     """Share of its channels that every axis keeps at least; "auto" is half of the square root of the budget."""
 
+    depth: bool = False
+    """Whether whole residual blocks and attentions may be left out too, where they only add to their input."""
+
     num_score_images: int = Field(default=512, ge=2)
     """Images, noised once and for all, on which every candidate's loss is measured."""
+
+    @model_serializer(mode="wrap")
+    def _identity(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> Any:
+        """What names a step of the store: without depth, as before there was any."""
+        values = handler(self)
+        if (info.context or {}).get("identity"):
+            beside = self.beside_identity if self.depth else {*self.beside_identity, "depth"}
+            return {name: value for name, value in values.items() if name not in beside}
+        return values
 
     def check_ready(self) -> None:
         """Refuse, before any long work, what this proposer could not work with."""

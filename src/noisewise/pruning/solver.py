@@ -102,6 +102,7 @@ def project(
     """The legal widths within the budget that are nearest to ``proposal`` (an axis it leaves out: its full width).
 
     Distance is counted in levels: the root mean square over axes of the levels moved, as fractions of the axis's range.
+    Width 0 lies as many levels below the least other width as fit into that.
 
     Returns:
         The solution and its distance in [0, 1]; 0 means that the proposal was legal as it stood.
@@ -109,14 +110,22 @@ def project(
     check_budget(budget, tolerance)
     values, start = {}, []
     for name, legal in widths.items():
-        level = float(np.interp(proposal.get(name, legal[-1]), legal, np.arange(len(legal))))
-        steps = (np.arange(len(legal)) - level) / max(len(legal) - 1, 1)
-        values[name] = list(-np.square(steps) / len(widths))
-        start.append(round(level))
+        places = _places(legal)
+        place = float(np.interp(proposal.get(name, legal[-1]), legal, places))
+        values[name] = list(-np.square((places - place) / max(places[-1], 1)) / len(widths))
+        start.append(round(float(np.interp(place, places, np.arange(len(legal))))))
     problem = _problem(cost, widths, values, budget, tolerance)
     best = _best(problem, budget, np.array(start), _levels(widths, known))
     solution = _solution(problem, best, widths)
     return solution, float(np.sqrt(max(-solution.value, 0.0)))
+
+
+def _places(legal: tuple[int, ...]) -> Array:
+    """Legal widths on a scale of levels: [L], from 0."""
+    places = np.arange(len(legal), dtype=np.float64)
+    if legal[0] == 0 and len(legal) > 2:
+        places[1:] += legal[1] / (legal[2] - legal[1]) - 1
+    return places
 
 
 def check_budget(budget: float, tolerance: float) -> None:

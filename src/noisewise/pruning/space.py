@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,6 +64,14 @@ class Space:
         """The same share of every axis, but of those that stay whole."""
         return {name: legal[-1] * (self.share if len(legal) > 1 else 1.0) for name, legal in self.widths.items()}
 
+    def with_all_blocks(self) -> Space | None:
+        """The same choice with no block left out; None where none may be."""
+        if all(legal[0] > 0 for legal in self.widths.values()):
+            return None
+        widths = {name: tuple(width for width in legal if width > 0) for name, legal in self.widths.items()}
+        known = self.known if self.known and all(self.known.values()) else None
+        return replace(self, widths=widths, known=known)
+
     def kept(self, widths: Mapping[str, int], importances: Importances) -> dict[str, torch.Tensor]:
         """Indices of the channels that stay, for every axis that loses some."""
         return {
@@ -81,10 +90,12 @@ def open_space(
     alignment: Alignment = "auto",
     min_width: MinWidth = "auto",
     keep: Sequence[str] = (),
+    depth: bool = False,
 ) -> Space:
     """Legal widths for a budget.
 
-    Axes whose names begin with a module path in ``keep``, e.g. "down_blocks", stay whole.
+    Axes whose names begin with a module path in ``keep``, e.g. "down_blocks", stay whole. With ``depth`` whole blocks
+    that only add to their input may be left out; ``min_width`` holds for those that stay.
 
     What is "auto" gives way where the budget asks for it: first the least width, halved until every axis at its
     smallest costs less than the budget, then the alignment, halved network-wide until some widths cost
@@ -106,7 +117,7 @@ def open_space(
             continue
         tried.append(steps)
         for least in _least_widths(share, min_width):
-            widths = network_widths(wiring, steps, least) | {name: (wiring.axes[name].width,) for name in whole}
+            widths = network_widths(wiring, steps, least, depth) | {name: (wiring.axes[name].width,) for name in whole}
             space = Space(wiring, cost, budget, tolerance, widths, steps, least, share=share)
             roomy = space.macs({name: legal[0] for name, legal in space.widths.items()}) <= budget * space.base_macs
             if not roomy and least > 0 and min_width == "auto":
@@ -115,7 +126,20 @@ def open_space(
                 return replace(space, known=space.project(space.uniform())[0].widths)
             except SolverError as error:
                 refusal = error
+    if not depth and set(wiring.removable) - whole:
+        settings: dict[str, Any] = {"tolerance": tolerance, "alignment": alignment, "min_width": min_width}
+        refusal = _hinted(refusal, lambda: open_space(wiring, cost, budget, keep=keep, depth=True, **settings))
     raise refusal
+
+
+def _hinted(refusal: SolverError, deeper: Callable[[], Space]) -> SolverError:
+    """The refusal, with a word on depth if that would reach the budget."""
+    try:
+        deeper()
+    except SolverError:
+        return refusal
+    hint = "leaving whole blocks out would meet it: prune.proposer.depth, --depth, or depth=True"
+    return SolverError(f"{refusal}; {hint}", refusal.reachable, refusal.proof)
 
 
 def _kept_whole(wiring: Wiring, keep: Sequence[str]) -> set[str]:

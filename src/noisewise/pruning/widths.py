@@ -1,7 +1,8 @@
 """Which widths an axis may have, and which of its channels stay at a given width.
 
 A legal width is a multiple of the axis's unit (one group of its norm, one attention head) and of its alignment, or the
-full width. Alignment buys speed: kernels work in blocks of channels, so 33 channels often cost the time of 48.
+full width; with depth also 0 where the axis's whole block may be left out. Alignment buys speed: kernels work in blocks
+of channels, so 33 channels often cost the time of 48.
 """
 
 from __future__ import annotations
@@ -42,16 +43,23 @@ def alignments(wiring: Wiring, alignment: Alignment, halvings: int = 0) -> dict[
     return dict.fromkeys(wiring.prunable, alignment)
 
 
-def legal_widths(axis: Axis, alignment: int = 1, min_width: float = 0.0) -> tuple[int, ...]:
-    """Ascending multiples of unit and alignment, none less than ``min_width`` of the axis, and the full width."""
+def legal_widths(axis: Axis, alignment: int = 1, min_width: float = 0.0, depth: bool = False) -> tuple[int, ...]:
+    """Ascending multiples of unit and alignment, none less than ``min_width`` of the axis, and the full width.
+
+    With ``depth`` the first is 0 where the block around the axis may be left out: ``min_width`` keeps blocks from
+    becoming bottlenecks, and a block that is not there is none.
+    """
     step = math.lcm(axis.unit, alignment)
     fewest = max(math.ceil(min_width * axis.width / step - 1e-9), 1) * step
-    return (*range(fewest, axis.width, step), axis.width)
+    none = (0,) if depth and axis.removes else ()
+    return (*none, *range(fewest, axis.width, step), axis.width)
 
 
-def network_widths(wiring: Wiring, steps: Mapping[str, int], min_width: float = 0.0) -> dict[str, tuple[int, ...]]:
+def network_widths(
+    wiring: Wiring, steps: Mapping[str, int], min_width: float = 0.0, depth: bool = False
+) -> dict[str, tuple[int, ...]]:
     """Legal widths of every axis that may be cut, given each one's alignment."""
-    return {name: legal_widths(wiring.axes[name], steps[name], min_width) for name in wiring.prunable}
+    return {name: legal_widths(wiring.axes[name], steps[name], min_width, depth) for name in wiring.prunable}
 
 
 def unit_scores(axis: Axis, scores: torch.Tensor) -> torch.Tensor:

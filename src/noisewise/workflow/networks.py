@@ -149,6 +149,7 @@ def check_budget(
             tolerance=settings.tolerance,
             alignment=proposer.alignment,
             min_width=proposer.min_width,
+            depth=proposer.depth,
             keep=() if share_bottleneck is None else kept_whole(model, share_bottleneck),
         )
     except SolverError as error:

@@ -99,10 +99,13 @@ def prune_model(
     seed: int,
     proposer: SearchSettings | None = None,
     log: Callable[[str], None] = lambda line: None,
+    *,
+    depth: bool = False,
 ) -> Any:
     """Prune one model to one budget and save it; with a recipe its images and objective score the channels.
 
-    With a proposer its candidates are measured on those images too, and ``log`` takes a line for each.
+    With a proposer its candidates are measured on those images too, and ``log`` takes a line for each; whether whole
+    blocks may be left out then stands in its settings, and else in ``depth``.
     """
     check_new(out)
     if proposer is not None:
@@ -117,7 +120,7 @@ def prune_model(
         from noisewise.pruning.prune import prune_to_budget
 
         inputs = describe(model).example_inputs(model)
-        small, info = prune_to_budget(model, inputs, budget, importance, seed=seed, **needed, **recovery)  # type: ignore[arg-type]  # the kind is checked where it is used
+        small, info = prune_to_budget(model, inputs, budget, importance, depth=depth, seed=seed, **needed, **recovery)  # type: ignore[arg-type]  # the kind is checked where it is used
     else:
         from noisewise.workflow.proposing import search_model
 

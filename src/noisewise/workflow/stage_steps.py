@@ -79,6 +79,7 @@ def decoders(job: Job) -> Result:
         num_recovery_images=prune.num_recovery_images,
         alignment=prune.proposer.alignment,
         min_width=prune.proposer.min_width,
+        depth=prune.proposer.depth,
         seed=settings["seed"],
         **looked_at,
     )

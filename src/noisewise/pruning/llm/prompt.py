@@ -125,6 +125,7 @@ def _text(
         lowest=f"{100 * space.budget * (1 - space.tolerance):.4g}",
         kinds=list(brief.hints),
         slots=slots,
+        depth=any(0 in slot.menu for slot in slots),
         results=results,
         rejected=rejected,
         taken=[_values(slots, widths) for widths in told.taken],

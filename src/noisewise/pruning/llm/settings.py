@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Set
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from pydantic import (
-    Field,
-    SerializationInfo,
-    SerializerFunctionWrapHandler,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
 from noisewise.pruning.settings import SearchSettings
 
@@ -29,6 +23,7 @@ class LlmSettings(SearchSettings):
     """A language model behind any OpenAI-compatible server; needs the extra `llm`."""
 
     hints: ClassVar[tuple[Literal["taylor", "magnitude"], ...]] = ("taylor", "magnitude")
+    beside_identity: ClassVar[Set[str]] = frozenset(CONNECTION)
 
     kind: Literal["llm"] = "llm"
 
@@ -132,14 +127,8 @@ class LlmSettings(SearchSettings):
 
     def deciding(self) -> dict[str, Any]:
         """Settings, as JSON, that decide what a search makes of given replies."""
-        return self.model_dump(mode="json", exclude=ASKING)
-
-    @model_serializer(mode="wrap")
-    def _identity_without_connection(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> Any:
-        values = handler(self)
-        if (info.context or {}).get("identity"):
-            return {name: value for name, value in values.items() if name not in CONNECTION}
-        return values
+        values = self.model_dump(mode="json", context={"identity": True})
+        return {name: value for name, value in values.items() if name not in ASKING}
 
     def check_ready(self) -> None:
         from noisewise.pruning.llm.check import check_ready
