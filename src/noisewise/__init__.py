@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from noisewise.models.experts import ExpertDenoiser
     from noisewise.models.multi_decoder import MultiDecoderUNet2DModel
     from noisewise.models.networks.unet2d import ShapedUNet2DModel
+    from noisewise.models.networks.unet2d_condition import ShapedUNet2DConditionModel
     from noisewise.planning.plan import Plan
     from noisewise.pruning.prune import prune_to_budget
     from noisewise.sampling.dpm_solver import DPMSolver3Scheduler
@@ -27,6 +28,7 @@ __all__ = [
     "MultiDecoderUNet2DModel",
     "NoiseSchedule",
     "Plan",
+    "ShapedUNet2DConditionModel",
     "ShapedUNet2DModel",
     "count_macs",
     "prune_to_budget",
@@ -41,6 +43,7 @@ _HOMES = {
     "NoiseSchedule": "noisewise.schedule",
     "Plan": "noisewise.planning.plan",
     "SchedulerMixin": "diffusers",
+    "ShapedUNet2DConditionModel": "noisewise.models.networks.unet2d_condition",
     "ShapedUNet2DModel": "noisewise.models.networks.unet2d",
     "count_macs": "noisewise.models.cost",
     "prune_to_budget": "noisewise.pruning.prune",

@@ -81,8 +81,8 @@ def _build(model: Any, settings: dict[str, Any]) -> None:
         resize(model, path, sizes)
     for path, num_heads in shape["heads"].items():
         submodule(model, "heads", path, Attention).heads = num_heads
-    repair(model)
     _fit_norms(model, shape["norm_groups"])
+    repair(model)
     _check(model)
 
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers.models.attention import FeedForward
+from diffusers.models.attention import BasicTransformerBlock, FeedForward
 from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
@@ -107,6 +108,11 @@ def repair(model: nn.Module) -> None:
             module.channels, module.out_channels = module.conv.in_channels, module.conv.out_channels
         elif isinstance(module, Attention):
             _repair_attention(module)
+        elif isinstance(module, Transformer2DModel):
+            module.in_channels = module.out_channels = module.proj_in.weight.shape[1]
+            module.inner_dim = module.proj_in.weight.shape[0]
+        elif isinstance(module, BasicTransformerBlock):
+            module.dim = module.norm3.normalized_shape[0]
 
 
 def _repair_attention(attention: Any) -> None:

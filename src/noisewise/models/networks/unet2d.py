@@ -15,7 +15,7 @@ The rules, for every network made of the standard 2-D blocks:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import UNet2DModel
@@ -33,8 +33,7 @@ from noisewise.models.networks.walk import Parts, Walk, unknown
 from noisewise.models.networks.wiring import AttentionSpec, Wiring
 from noisewise.models.shaped import Shaped
 
-DOWN_BLOCKS = (blocks.DownBlock2D, blocks.AttnDownBlock2D, blocks.ResnetDownsampleBlock2D)
-UP_BLOCKS = (blocks.UpBlock2D, blocks.AttnUpBlock2D, blocks.ResnetUpsampleBlock2D)
+Kinds = tuple[type[nn.Module], ...]
 
 
 class ShapedUNet2DModel(Shaped, UNet2DModel):
@@ -45,27 +44,35 @@ def wiring(model: UNet2DModel) -> Wiring:
     """Axes, layers and attentions of ``model``, with the widths its modules have now."""
     walk = BlockWalk(norm_groups=model.config.norm_num_groups)
     walk.time_embedding(model)
-
-    base_widths = tuple(model.config.block_out_channels)  # widths before any cut: they set the default units
-    walk.fixed("image_in", model.conv_in.in_channels, "channels of the noisy image")
-    hidden = walk.residual("conv_in", model.conv_in.out_channels, base_widths[0])
-    walk.layer("conv_in", "conv", ("image_in",), (hidden,))
-    skips = [hidden]
-    for i, block in enumerate(model.down_blocks):
-        hidden = walk.down_block(f"down_blocks.{i}", block, hidden, skips, base_widths[i])
-    if model.mid_block is not None:
-        hidden = walk.mid_block("mid_block", model.mid_block, hidden, base_widths[-1])
-    for i, block in enumerate(model.up_blocks):
-        hidden = walk.up_block(f"up_blocks.{i}", block, hidden, skips, base_widths[-1 - i])
-
-    walk.norm("conv_norm_out", model.conv_norm_out, (hidden,))
-    walk.fixed("image_out", model.conv_out.out_channels, "channels of the prediction")
-    walk.layer("conv_out", "conv", (hidden,), ("image_out",))
-    return walk.wiring()
+    return walk.image_path(model)
 
 
 class BlockWalk(Walk):
     """A walk over the standard 2-D blocks; each method returns the axis of the hidden states it leaves behind."""
+
+    down_kinds: ClassVar[Kinds] = (blocks.DownBlock2D, blocks.AttnDownBlock2D, blocks.ResnetDownsampleBlock2D)
+    mid_kinds: ClassVar[Kinds] = (blocks.UNetMidBlock2D,)
+    up_kinds: ClassVar[Kinds] = (blocks.UpBlock2D, blocks.AttnUpBlock2D, blocks.ResnetUpsampleBlock2D)
+    time_parts: Parts = ("time",)  # what residual blocks are told of the timestep
+
+    def image_path(self, model: Any) -> Wiring:
+        """All blocks from the noisy image to the prediction."""
+        base_widths = tuple(model.config.block_out_channels)  # widths before any cut: they set the default units
+        self.fixed("image_in", model.conv_in.in_channels, "channels of the noisy image")
+        hidden = self.residual("conv_in", model.conv_in.out_channels, base_widths[0])
+        self.layer("conv_in", "conv", ("image_in",), (hidden,))
+        skips = [hidden]
+        for i, block in enumerate(model.down_blocks):
+            hidden = self.down_block(f"down_blocks.{i}", block, hidden, skips, base_widths[i])
+        if model.mid_block is not None:
+            hidden = self.mid_block("mid_block", model.mid_block, hidden, base_widths[-1])
+        for i, block in enumerate(model.up_blocks):
+            hidden = self.up_block(f"up_blocks.{i}", block, hidden, skips, base_widths[-1 - i])
+
+        self.norm("conv_norm_out", model.conv_norm_out, (hidden,))
+        self.fixed("image_out", model.conv_out.out_channels, "channels of the prediction")
+        self.layer("conv_out", "conv", (hidden,), ("image_out",))
+        return self.wiring()
 
     def time_embedding(self, model: UNet2DModel) -> None:
         features = self.fixed("time_features", model.time_embedding.linear_1.in_features, "features of the timestep")
@@ -83,8 +90,8 @@ class BlockWalk(Walk):
             self.layer(f"{path}.linear_2", "linear", (hidden,), ("time",))
 
     def down_block(self, path: str, block: Any, hidden: str, skips: list[str], base_width: int) -> str:
-        if type(block) not in DOWN_BLOCKS:
-            raise SettingError(unknown(path, block, DOWN_BLOCKS))
+        if type(block) not in self.down_kinds:
+            raise SettingError(unknown(path, block, self.down_kinds))
         for i, resnet in enumerate(block.resnets):
             hidden = self.resnet(f"{path}.resnets.{i}", resnet, (hidden,), base_width)
             if hasattr(block, "attentions"):
@@ -97,8 +104,8 @@ class BlockWalk(Walk):
         return hidden
 
     def mid_block(self, path: str, block: Any, hidden: str, base_width: int) -> str:
-        if type(block) is not blocks.UNetMidBlock2D:
-            raise SettingError(unknown(path, block, (blocks.UNetMidBlock2D,)))
+        if type(block) not in self.mid_kinds:
+            raise SettingError(unknown(path, block, self.mid_kinds))
         hidden = self.resnet(f"{path}.resnets.0", block.resnets[0], (hidden,), base_width)
         for i, attention in enumerate(block.attentions):
             if attention is not None:
@@ -107,8 +114,8 @@ class BlockWalk(Walk):
         return hidden
 
     def up_block(self, path: str, block: Any, hidden: str, skips: list[str], base_width: int) -> str:
-        if type(block) not in UP_BLOCKS:
-            raise SettingError(unknown(path, block, UP_BLOCKS))
+        if type(block) not in self.up_kinds:
+            raise SettingError(unknown(path, block, self.up_kinds))
         for i, resnet in enumerate(block.resnets):
             hidden = self.resnet(f"{path}.resnets.{i}", resnet, (hidden, skips.pop()), base_width)
             if hasattr(block, "attentions"):
@@ -141,7 +148,7 @@ class BlockWalk(Walk):
         self.layer(f"{path}.conv1", "conv", parts, (inner,))
         if resnet.time_emb_proj is not None:
             copies = 2 if resnet.time_embedding_norm == "scale_shift" else 1
-            self.layer(f"{path}.time_emb_proj", "linear", ("time",), (inner,) * copies)
+            self.layer(f"{path}.time_emb_proj", "linear", self.time_parts, (inner,) * copies)
         self.norm(f"{path}.norm2", resnet.norm2, (inner,))
         if resnet.conv_shortcut is None:
             (output,) = parts  # adds to its input, which is one axis then

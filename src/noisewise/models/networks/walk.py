@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from diffusers.models.activations import GEGLU, GELU
+from diffusers.models.attention import FeedForward
+from diffusers.models.attention_processor import Attention
+
+from noisewise.errors import SettingError
+from noisewise.models.networks.blocks import NothingToAdd
 from noisewise.models.networks.wiring import AttentionSpec, Axis, AxisKind, Layer, LayerKind, Wiring
 
 if TYPE_CHECKING:
@@ -48,10 +54,41 @@ class Walk:
         """A linear layer from one axis to another, which it may write several times over."""
         self.layer(path, "linear", (inputs,), (outputs,) * copies)
 
+    def layer_norm(self, path: str, stream: str) -> None:
+        """A norm over all channels of a stream, with or without weights."""
+        self.layer(path, "layer-norm", (stream,), (stream,))
+
     def norm(self, path: str, norm: nn.GroupNorm, parts: Parts) -> None:
         self.layer(path, "norm", parts, parts)
         if len(parts) == 1:
             self.norm_sizes.setdefault(parts[0], []).append(norm.num_channels // norm.num_groups)
+
+    def inner_attention(self, path: str, attention: Any, stream: str, context: str = "") -> None:
+        """An attention whose answer is added to ``stream``; keys and values read ``context`` where that is given."""
+        if isinstance(attention, NothingToAdd):
+            return
+        odd = (attention.group_norm, attention.spatial_norm, attention.norm_cross, attention.added_kv_proj_dim)
+        if type(attention) is not Attention or attention.residual_connection or any(part is not None for part in odd):
+            raise SettingError(unknown(path, attention, (Attention,)))
+        width, heads = attention.to_q.out_features, attention.heads
+        unit = width // heads if heads > 1 else 1
+        axis = self.axis(path, width, unit, "attention", f"inside of {path}{self.resolution}", path)
+        for name in ("to_q", "to_k", "to_v"):
+            self.linear(f"{path}.{name}", stream if name == "to_q" or not context else context, axis)
+        self.linear(f"{path}.to_out.0", axis, stream)
+        self.attentions.append(AttentionSpec(path, axis, heads))
+
+    def feed_forward(self, path: str, block: Any, stream: str) -> None:
+        """A feed-forward whose answer is added to ``stream``; a gated one writes its inside twice, value and gate."""
+        if isinstance(block, NothingToAdd):
+            return
+        if type(block) is not FeedForward or type(block.net[0]) not in (GELU, GEGLU):
+            raise SettingError(unknown(path, block, (FeedForward,)))
+        inner = self.axis(
+            f"{path}.inner", block.net[2].in_features, 1, "inner", f"inside of {path}{self.resolution}", path
+        )
+        self.linear(f"{path}.net.0.proj", stream, inner, copies=2 if type(block.net[0]) is GEGLU else 1)
+        self.linear(f"{path}.net.2", inner, stream)
 
     def wiring(self) -> Wiring:
         """A residual or inner axis leaves in whole groups of all its own norms: their least common multiple."""
