@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from torch.utils._pytree import tree_map_only
 
 from noisewise.models.networks import describe
@@ -24,6 +24,22 @@ def condition_unet(**changed: Any) -> UNet2DConditionModel:
         "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
     }
     return UNet2DConditionModel(**{**settings, **changed})
+
+
+def sd3(**changed: Any) -> SD3Transformer2DModel:
+    settings: dict[str, Any] = {
+        "sample_size": 8,
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 8,
+        "caption_projection_dim": 16,
+        "pooled_projection_dim": 6,
+        "pos_embed_max_size": 4,
+    }
+    return SD3Transformer2DModel(**{**settings, **changed})
 
 
 SDXL = {
@@ -47,6 +63,8 @@ NETWORKS: dict[str, Callable[[], Any]] = {
     ),
     "guidance distilled": lambda: condition_unet(time_cond_proj_dim=6, attention_head_dim=1),
     "text projection": lambda: condition_unet(encoder_hid_dim=12, resnet_time_scale_shift="scale_shift"),
+    "sd 3": sd3,
+    "sd 3.5": lambda: sd3(qk_norm="rms_norm", dual_attention_layers=(0,)),
 }
 
 

@@ -96,7 +96,7 @@ def _fit_norms(model: Any, norm_groups: Mapping[str, int]) -> None:
             continue
         norm, width = model.get_submodule(layer.path), net.width(layer.inputs, {})
         if layer.kind == "layer-norm":
-            if norm.normalized_shape != (width,):
+            if net.axes[layer.inputs[0]].kind != "fixed" and norm.normalized_shape != (width,):
                 model.set_submodule(layer.path, _layer_norm(model, norm, width))
             continue
         groups = norm_groups.get(layer.path, norm.num_groups)
@@ -116,6 +116,8 @@ def _layer_norm(model: Any, norm: nn.LayerNorm, width: int) -> nn.LayerNorm:
 def _check(model: Any) -> None:
     """Every layer has to read and write as many channels as its neighbours do, every attention whole heads."""
     net = _wiring(model)
+    for path in model.config.layers.keys() - {layer.path for layer in net.layers}:
+        raise SettingError(f"layers.{path}: the sizes of this layer follow from the network's other settings")
     for layer in net.layers:
         if layer.kind not in ("conv", "linear"):
             continue

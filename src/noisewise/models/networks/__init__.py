@@ -12,6 +12,7 @@ __all__ = ["Network", "describe", "known_network", "network_of_class"]
 
 _HOMES = {  # diffusers' class -> where its description lies, loaded on first use
     "UNet2DModel": ("unet2d", "UNET2D"),
+    "SD3Transformer2DModel": ("sd3", "SD3"),
     "UNet2DConditionModel": ("unet2d_condition", "UNET2D_CONDITION"),
 }
 NAMES = tuple(_HOMES)

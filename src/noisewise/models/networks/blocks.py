@@ -121,6 +121,8 @@ def _repair_attention(attention: Any) -> None:
     attention.inner_dim = attention.to_q.out_features
     attention.inner_kv_dim = attention.to_k.out_features
     attention.out_dim = attention.out_context_dim = attention.to_out[0].out_features
+    if getattr(attention, "to_add_out", None) is not None:
+        attention.out_context_dim = attention.to_add_out.out_features
     attention.sliceable_head_dim = attention.heads
     attention.scale = (attention.inner_dim // attention.heads) ** -0.5 if attention.scale_qk else 1.0
 

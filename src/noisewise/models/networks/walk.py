@@ -71,12 +71,20 @@ class Walk:
         if type(attention) is not Attention or attention.residual_connection or any(part is not None for part in odd):
             raise SettingError(unknown(path, attention, (Attention,)))
         width, heads = attention.to_q.out_features, attention.heads
-        unit = width // heads if heads > 1 else 1
+        unit = width // heads if heads > 1 or attention.norm_q is not None else 1
         axis = self.axis(path, width, unit, "attention", f"inside of {path}{self.resolution}", path)
         for name in ("to_q", "to_k", "to_v"):
             self.linear(f"{path}.{name}", stream if name == "to_q" or not context else context, axis)
         self.linear(f"{path}.to_out.0", axis, stream)
+        self.head_norms(path, attention)
         self.attentions.append(AttentionSpec(path, axis, heads))
+
+    def head_norms(self, path: str, attention: Any) -> None:
+        """Norms of queries and keys: within a head, so they stay as they are while the attention does."""
+        for name in ("norm_q", "norm_k", "norm_added_q", "norm_added_k"):
+            norm = getattr(attention, name, None)
+            if norm is not None and norm.weight is not None:
+                self.layer_norm(f"{path}.{name}", self.fixed(f"{path}.head", len(norm.weight), f"a head of {path}"))
 
     def feed_forward(self, path: str, block: Any, stream: str) -> None:
         """A feed-forward whose answer is added to ``stream``; a gated one writes its inside twice, value and gate."""
