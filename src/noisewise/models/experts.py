@@ -7,7 +7,7 @@ looks at is the timestep it is called with, whole or not, one for the batch or o
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,12 @@ from torch.utils._pytree import tree_map_only
 
 from noisewise.errors import SettingError
 from noisewise.models.cost import count_parameters
-from noisewise.models.folders import load_model_folder, read_config
+from noisewise.models.expert_files import TIES, read_experts, write_experts
+from noisewise.models.folders import read_config
+from noisewise.models.lazy import LazyExperts
 from noisewise.models.networks import Network, describe
-from noisewise.models.shared import add_aliases, drop_aliases, tie, without
+from noisewise.models.offload import ExpertOffload, check_device
+from noisewise.models.shared import Ties, add_aliases, drop_aliases, tie, tie_equal
 from noisewise.planning.plan import Plan
 
 PASSED_ON = (
@@ -54,6 +57,7 @@ class ExpertDenoiser(ModelMixin, ConfigMixin):
 
     def __init__(self, experts: Sequence[ModelMixin | None], plan: Plan, shared_modules: Sequence[str] = ()) -> None:
         super().__init__()
+        self._offload: ExpertOffload | None = None
         self.network = _check_experts(experts, plan)
         tie(experts, shared_modules)
         self.experts = nn.ModuleList(experts)  # type: ignore[arg-type]  # an empty group's place stays empty
@@ -104,14 +108,77 @@ class ExpertDenoiser(ModelMixin, ConfigMixin):
         """What pipelines look into beside the configuration is the same in all experts."""
         network = self.__dict__.get("network")
         if network is not None and name in network.pipeline_modules:
-            return getattr(next(expert for expert in self.experts if expert is not None), name)
+            return getattr(self._first(), name)
         return super().__getattr__(name)
 
     def _expert(self, group: int) -> nn.Module:
         expert = self.experts[group]
         if expert is None:
             raise SettingError(f"experts.{group}: the plan sends a timestep to this group, which has no expert")
-        return expert
+        if self._offload is None:
+            return expert
+        if self.training and torch.is_grad_enabled():
+            raise SettingError("experts: they are kept off the device, for sampling; disable_expert_offload() to train")
+        return self._offload.bring(group)
+
+    # ---- memory
+
+    def enable_expert_offload(self, device: torch.device | str | None = None, prefetch: bool = True) -> None:
+        """Keep experts in host memory and only the one at work on ``device``: for sampling, not for training.
+
+        Args:
+            device: where forward passes run; by default the accelerator that is there.
+            prefetch: copy the expert that comes next while the current one runs; two are on the device then.
+        """
+        self.disable_expert_offload()
+        place = check_device(device)
+        self._offload = ExpertOffload(self.experts, place, prefetch)
+
+    def disable_expert_offload(self) -> None:
+        """Leave the experts where they are kept; nothing of them stays on the device."""
+        if self._offload is not None:
+            self._offload.stop()
+            self._offload = None
+
+    def tie_equal_experts(self) -> Ties:
+        """Hold equal parts of experts once, in memory and in files: experts of one configuration, modules bit by bit.
+
+        From then on they are one: training one trains all that share it.
+
+        Returns:
+            By expert: the paths of modules ("" for all of it) it has in common with which expert before it.
+        """
+        return tie_equal(self.experts)
+
+    @property
+    def device(self) -> torch.device:
+        """Where forward passes run."""
+        return self._first().device if self._offload is None else self._offload.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the experts' weights."""
+        return self._first().dtype
+
+    def _first(self) -> Any:
+        """The expert that samplers begin with: it is there even while others are still to be built."""
+        return next(self.experts[i] for i in reversed(range(len(self.experts))) if self.experts[i] is not None)
+
+    def to(self, *args: Any, **options: Any) -> Any:
+        """As of any module; while experts are offloaded, only to where they are brought anyway."""
+        if self._offload is not None:
+            device, dtype, *_ = torch._C._nn._parse_to(*args, **options)
+            same = device is None or device == self._offload.device or (device.index, device.type) == (
+                None, self._offload.device.type
+            )  # fmt: skip
+            if same and dtype in (None, self.dtype):
+                return self
+        return super().to(*args, **options)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        if self._offload is not None:
+            raise SettingError("experts: they are kept off the device; disable_expert_offload() before moving them")
+        return super()._apply(fn, recurse)
 
     def active_parameters(self) -> list[int]:
         """[N] parameters of each group's expert, 0 for an empty group."""
@@ -144,23 +211,22 @@ class ExpertDenoiser(ModelMixin, ConfigMixin):
     ) -> None:
         """Write ``expert_<i>/`` folders, each a model of its own, and then config.json with the plan.
 
-        Shared modules are written once, with the first expert.
+        What experts have in common is written once, with the first that has it.
         """
         if not safe_serialization:
             raise SettingError("safe_serialization: False would write pickles; noisewise writes safetensors only")
         folder = Path(save_directory)
-        expert: Any
-        first = next(i for i, expert in enumerate(self.experts) if expert is not None)
-        for i, expert in enumerate(self.experts):
-            if expert is not None:
-                stored: Any = expert if i == first else without(expert, self.config.shared_modules)
-                stored.save_pretrained(
-                    folder / f"expert_{i}",
-                    is_main_process=is_main_process,
-                    save_function=save_function,
-                    variant=variant,
-                    max_shard_size=max_shard_size,
-                )
+        ties = write_experts(
+            list(self.experts),
+            folder,
+            self.config.shared_modules,
+            is_main_process=is_main_process,
+            save_function=save_function,
+            variant=variant,
+            max_shard_size=max_shard_size,
+        )
+        if ties or self.config.get(TIES):
+            self.register_to_config(**{TIES: {str(i): tied for i, tied in ties.items()}})
         if is_main_process:
             self.save_config(folder)
         if push_to_hub:
@@ -176,6 +242,8 @@ class ExpertDenoiser(ModelMixin, ConfigMixin):
     ) -> Any:
         """Read back what `save_pretrained` wrote, from a local folder; ``options`` go to every expert.
 
+        Files are mapped, and an expert is built when it is first used.
+
         Returns:
             The model in evaluation mode; with ``output_loading_info`` a pair with an empty report, since an expert
             that does not load whole is an error.
@@ -187,18 +255,24 @@ class ExpertDenoiser(ModelMixin, ConfigMixin):
         classes, plan = config.get("expert_classes"), config.get("plan")
         if not isinstance(classes, list) or not isinstance(plan, dict):
             raise SettingError(f"model: {folder}/config.json lists no experts (expert_classes) or no plan")
-        shared = config.get("shared_modules") or []
-        options = _passed_on(options)
-        first = next((i for i, kind in enumerate(classes) if kind is not None), 0)
-        experts = [
-            None
-            if kind is None
-            else load_model_folder(folder / f"expert_{i}", absent=() if i == first else shared, **options)
-            for i, kind in enumerate(classes)
-        ]
-        model = cls(experts, Plan.from_dict(plan), shared).eval()
+        experts = read_experts(folder, config, _passed_on(options))
+        model = cls._of_files(experts, Plan.from_dict(plan), config)
         model.register_to_config(_name_or_path=str(folder))
         return (model, {}) if output_loading_info else model
+
+    @classmethod
+    def _of_files(cls, experts: LazyExperts, plan: Plan, config: Mapping[str, Any]) -> Any:
+        """A router of experts that are still to be built, in evaluation mode; the one that samplers begin with is."""
+        _check_places([kind is not None for kind in config["expert_classes"]], plan)
+        model = cls.__new__(cls)
+        ModelMixin.__init__(model)
+        model._offload = None
+        begins = max(i for i, kind in enumerate(config["expert_classes"]) if kind is not None)
+        model.network = describe(experts[begins])
+        model.experts, model.plan = experts, plan
+        model.training = experts.training = False
+        model.register_to_config(**{"shared_modules": [], **{k: v for k, v in config.items() if k[:1] != "_"}})
+        return model
 
 
 def _passed_on(options: dict[str, Any]) -> dict[str, Any]:
@@ -218,19 +292,24 @@ def _rows(value: Any, rows: torch.Tensor) -> Any:
 
 def _check_experts(experts: Sequence[ModelMixin | None], plan: Plan) -> Network:
     """The architecture that all experts have in common."""
-    if len(experts) != len(plan.groups):
-        raise SettingError(f"experts: {len(experts)} given, the plan has {len(plan.groups)} groups")
-    for group, expert in zip(plan.groups, experts, strict=True):
-        if expert is None and not group.is_empty:
-            raise SettingError(f"experts.{group.index}: none given, but the group has {group.num_timesteps} timesteps")
+    _check_places([expert is not None for expert in experts], plan)
     networks = {i: describe(expert) for i, expert in enumerate(experts) if expert is not None}
-    if not networks:
-        raise SettingError("experts: none given")
     (first, network), *others = networks.items()
     for i, other in others:
         if other is not network:
             raise SettingError(f"experts.{i}: a {other.name} given, experts.{first} is a {network.name}")
     return network
+
+
+def _check_places(present: Sequence[bool], plan: Plan) -> None:
+    """Every group that has timesteps needs an expert."""
+    if len(present) != len(plan.groups):
+        raise SettingError(f"experts: {len(present)} given, the plan has {len(plan.groups)} groups")
+    for group, there in zip(plan.groups, present, strict=True):
+        if not there and not group.is_empty:
+            raise SettingError(f"experts.{group.index}: none given, but the group has {group.num_timesteps} timesteps")
+    if not any(present):
+        raise SettingError("experts: none given")
 
 
 def _shared_settings(experts: Sequence[ModelMixin | None]) -> dict[str, Any]:

@@ -53,6 +53,78 @@ def without(model: nn.Module, paths: Sequence[str]) -> nn.Module:
     return light
 
 
+Ties = dict[int, dict[str, int]]  # expert -> module path ("": all of it) -> the expert before it that has it, too
+
+
+def found_ties(experts: Sequence[nn.Module | None]) -> Ties:
+    """Modules with tensors that an expert has in common with one before it: the largest ones, by path."""
+    seen: dict[tuple[int, str], int] = {}
+    ties: Ties = {}
+    for i, expert in enumerate(experts):
+        if expert is None:
+            continue
+        found: dict[str, int] = {}
+        _visit(expert, "", seen, found)
+        if found:
+            ties[i] = found
+        for path, module in expert.named_modules():
+            seen.setdefault((id(module), path), i)
+    return ties
+
+
+def _visit(module: nn.Module, path: str, seen: Mapping[tuple[int, str], int], found: dict[str, int]) -> None:
+    if (id(module), path) in seen:
+        if module.state_dict():
+            found[path] = seen[id(module), path]
+        return
+    for name, child in module.named_children():
+        _visit(child, f"{path}.{name}" if path else name, seen, found)
+
+
+def tie_equal(experts: nn.ModuleList) -> Ties:
+    """Put modules of equal experts' configuration that hold equal tensors into one place, the first expert's.
+
+    Experts whose configurations differ are left alone: equal tensors may mean different things there.
+
+    Returns:
+        What was put together.
+    """
+    present = [(i, expert) for i, expert in enumerate(experts) if expert is not None]
+    for place, (i, expert) in enumerate(present):
+        for _, other in present[:place]:
+            if other is not expert and type(other) is type(expert) and _settings(other) == _settings(expert):
+                if _equal(other, expert):
+                    experts[i] = other
+                    break
+                _tie_children(other, expert)
+    return found_ties(list(experts))
+
+
+def _tie_children(other: nn.Module, module: nn.Module) -> None:
+    for name, child in list(module.named_children()):
+        twin = other.get_submodule(name)
+        if twin is child or not child.state_dict():
+            continue
+        if _equal(twin, child):
+            module._modules[name] = twin
+        else:
+            _tie_children(twin, child)
+
+
+def _equal(one: nn.Module, other: nn.Module) -> bool:
+    mine, theirs = one.state_dict(), other.state_dict()
+    return mine.keys() == theirs.keys() and all(_same(mine[name], theirs[name]) for name in mine)
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one is other or (one.dtype == other.dtype and one.device == other.device and torch.equal(one, other))
+
+
+def _settings(expert: nn.Module) -> dict[str, object]:
+    config: Mapping[str, object] = expert.config  # type: ignore[assignment]
+    return {name: value for name, value in config.items() if not name.startswith("_")}
+
+
 def aliases(module: nn.Module) -> dict[str, str]:
     """Second and further names of tensors that are held more than once -> the first name, as parameters have it."""
     first: dict[int, str] = {}
