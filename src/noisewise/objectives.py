@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -45,6 +45,13 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, indices: torch.Tensor, device: Any) -> tuple[torch.Tensor, Labels]: ...
+
+
+@runtime_checkable
+class RandomSource(ImageSource, Protocol):
+    """Images that are draws themselves, as ``noisewise.data.latents.Latents`` are: training draws them anew."""
+
+    def draw(self, indices: torch.Tensor, device: Any, generator: torch.Generator) -> tuple[torch.Tensor, Labels]: ...
 
 
 @dataclass(frozen=True)

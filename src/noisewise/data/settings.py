@@ -89,3 +89,6 @@ class ParquetSettings(PillowSettings):
 
 
 DataSettings = Annotated[DigitsSettings | IdxSettings | FolderSettings | ParquetSettings, Field(discriminator="kind")]
+
+LatentDtype = Literal["float16", "bfloat16"]
+"""Number formats of latents on disk."""

@@ -22,6 +22,7 @@ from noisewise.errors import SettingError
 
 if TYPE_CHECKING:
     from noisewise.data import Images
+    from noisewise.data.latents import Latents
 
 EXACT_TERMS = 1024  # products of numbers in [-128, 127] that float32 sums exactly: 1024 * 128^2 = 2^24
 
@@ -141,9 +142,11 @@ class FloatRows(Rows):
         return len(self) - len(seen)
 
 
-def as_rows(images: Images | torch.Tensor | np.ndarray, device: torch.device) -> Rows:
+def as_rows(images: Images | Latents | torch.Tensor | np.ndarray, device: torch.device) -> Rows:
     """Rows of a data set, of a uint8 array or tensor, or of a float tensor in about [-1, 1]."""
-    data: Any = getattr(images, "pixels", images)
+    data: Any = images
+    for name in ("pixels", "rows"):  # of images, of latents
+        data = getattr(data, name, data)
     if isinstance(data, torch.Tensor) and data.dtype == torch.uint8:
         data = data.cpu().numpy()
     if isinstance(data, np.ndarray):

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from noisewise.data.images import Dataset, Images
+from noisewise.data.latents import LatentDataset, Latents
 from noisewise.errors import SettingError
 from noisewise.optimal.denoiser import OptimalDenoiser
 from noisewise.optimal.similarity import Similarity, similarities
@@ -56,20 +57,20 @@ class ClusterSettings:
         return self.cut == "threshold" or (self.cut is None and self.num_groups == 3)
 
 
-def describe_data(images: Images | Dataset | torch.Tensor) -> dict[str, Any]:
+def describe_data(images: Images | Latents | Dataset | LatentDataset | torch.Tensor) -> dict[str, Any]:
     """Name, fingerprint, shape and number of the images that a plan was made from, plain values."""
     if isinstance(images, torch.Tensor):
         digest = hashlib.sha256(images.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
         name, shape = "tensor", list(images.shape[1:])
     else:
-        images = images.train if isinstance(images, Dataset) else images
+        images = images.train if isinstance(images, Dataset | LatentDataset) else images
         name, digest, shape = images.name, images.fingerprint, list(images.shape)
     return {"name": name, "fingerprint": digest, "shape": shape, "num_images": len(images)}
 
 
 def measure(
     schedule: NoiseSchedule,
-    images: Images | Dataset | torch.Tensor,
+    images: Images | Latents | Dataset | LatentDataset | torch.Tensor,
     num_draws: int,
     num_levels: int | None,
     eta: float,
@@ -81,7 +82,9 @@ def measure(
     if isinstance(num_draws, bool) or not isinstance(num_draws, int) or num_draws < 2:
         raise SettingError(f"plan.num_draws: {num_draws!r} is not a whole number of 2 or more")
     levels = even_levels(schedule, min(NUM_LEVELS, schedule.num_train_timesteps) if num_levels is None else num_levels)
-    denoiser = OptimalDenoiser(images.train if isinstance(images, Dataset) else images, schedule, device=device)
+    denoiser = OptimalDenoiser(
+        images.train if isinstance(images, Dataset | LatentDataset) else images, schedule, device=device
+    )
     return similarities(denoiser, levels, num_draws, eta=eta, seed=seed, progress=progress)
 
 

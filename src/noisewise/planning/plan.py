@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import torch
 
     from noisewise.data.images import Dataset, Images
+    from noisewise.data.latents import LatentDataset, Latents
     from noisewise.optimal.similarity import Similarity
 
 FORMAT = 1
@@ -136,7 +137,7 @@ class Plan(Grouping):
     def from_optimal_denoiser(
         cls,
         schedule: NoiseSchedule,
-        images: Images | Dataset | torch.Tensor | Similarity,
+        images: Images | Latents | Dataset | LatentDataset | torch.Tensor | Similarity,
         num_groups: int = 3,
         *,
         cut: ClusterCut | None = None,

@@ -21,6 +21,7 @@ from noisewise.report.page_parts import (
     moment,
     number,
     pictures,
+    reconstructions,
     route_spans,
     share,
     verdict_of,
@@ -109,7 +110,9 @@ def _colours(column: int) -> str:
     return "".join(f"{name}:{values[column]};" for name, values in variables().items())
 
 
-def render(results: Results, charts: Mapping[str, Chart], grids: Sequence[Picture]) -> str:
+def render(
+    results: Results, charts: Mapping[str, Chart], grids: Sequence[Picture], reconstructed: Picture | None = None
+) -> str:
     """The page as HTML; all text of the run is escaped."""
     import yaml
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -138,6 +141,7 @@ def render(results: Results, charts: Mapping[str, Chart], grids: Sequence[Pictur
         charts=charts,
         drawings={name: Markup(chart.svg) for name, chart in charts.items()},  # drawn here, its texts escaped
         grids=grids,
+        reconstructions=reconstructed,
         keys={name: variable_of(style_of(name, names)) for name in names},
         groups=group_lines(results),
         routes=route_spans(results),
@@ -163,5 +167,5 @@ def write_report(run_folder: Path) -> Path:
     results = load_results(run_folder)
     charts = write_figures(results, run_folder / "figures")
     page = run_folder / "report.html"
-    write_atomic(page, render(results, charts, pictures(results, run_folder)))
+    write_atomic(page, render(results, charts, pictures(results, run_folder), reconstructions(results, run_folder)))
     return page

@@ -167,13 +167,24 @@ def pictures(results: Results, run_folder: Path) -> list[Picture]:
     known = {path for _, _, path in named}
     if "samples/base.png" not in known:
         named.insert(0, ("Base", "before anything else was trained", "samples/base.png"))
-    shown = []
-    for label, note, path in [*named, ("Real images", "of the held-out part", _REAL)]:
-        file = (run_folder / path).resolve()
-        if file.is_file() and file.is_relative_to(run_folder.resolve()):
-            alt = f"Grid of images: {label}"
-            shown.append(Picture(label, note, data_uri("image/png", file.read_bytes()), alt))
-    return shown
+    asked = [*named, ("Real images", "of the held-out part", _REAL)]
+    return [picture for each in asked if (picture := _picture(run_folder, *each)) is not None]
+
+
+def reconstructions(results: Results, run_folder: Path) -> Picture | None:
+    """Held-out images, each row above its reconstructions; None where networks learned pixels."""
+    if results.autoencoder is None or results.autoencoder.samples is None:
+        return None
+    note = "held-out images, each row above what the autoencoder makes of it"
+    return _picture(run_folder, "Reconstructions", note, results.autoencoder.samples)
+
+
+def _picture(run_folder: Path, label: str, note: str, path: str) -> Picture | None:
+    """A grid embedded; None where there is no such file in the run's folder."""
+    file = (run_folder / path).resolve()
+    if not file.is_file() or not file.is_relative_to(run_folder.resolve()):
+        return None
+    return Picture(label, note, data_uri("image/png", file.read_bytes()), f"Grid of images: {label}")
 
 
 def whole_groups(results: Results) -> list[int]:

@@ -93,6 +93,29 @@ class Data(Part):
     fingerprint: str | None = None
 
 
+class AutoencoderPart(Part):
+    """Whose latents the networks learned, and how well it gives images back."""
+
+    kind: Text = ""
+    source: str | None = None
+    num_images: int | None = None  # of its training
+    parameters: int | None = None
+    factor: int | None = None
+    shape: Annotated[list[int], _or_empty(list)] = []  # [c, h, w] of an image's latents
+    scaling_factor: float | None = None
+    std: float | None = None
+    dtype: Text = ""
+    bytes: int | None = None
+    encode_macs: float | None = None
+    decode_macs: float | None = None
+    n: int | None = None
+    mse: float | None = None
+    psnr: float | None = None
+    frechet: float | None = None
+    floor: float | None = None
+    samples: str | None = None
+
+
 class GroupOfPlan(Part):
     t_start: float
     t_stop: float
@@ -192,6 +215,7 @@ class Results(Part):
     command: str | None = None
     data: Data | None = None
     metric: Metric | None = None
+    autoencoder: AutoencoderPart | None = None  # where networks learned latents
     rows: Annotated[list[Row], _or_empty(list)] = []
     verdict: str | None = None
     plan: PlanPart | None = None

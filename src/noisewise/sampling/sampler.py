@@ -48,6 +48,7 @@ def sample_images(
     eta: float = 0.0,
     device: torch.device | str | None = None,
     progress: Callable[[float], None] | None = None,
+    decode: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Images ``first_image`` to ``first_image + num_images`` of a seed.
 
@@ -65,6 +66,7 @@ def sample_images(
         eta: DDIM's share of fresh noise, 0 to 1.
         device: default: that of the model, which is not moved.
         progress: called after each step with the number of images it amounts to so far.
+        decode: latents of a batch, as the scheduler keeps them, to its images in about [-1, 1]; of latent models.
 
     Returns:
         [num_images, C, H, W] uint8, on the CPU.
@@ -95,7 +97,10 @@ def sample_images(
                 progress(start + (stop - start) * (step.index + 1) / step.num_steps)
         if not step.x.isfinite().all():
             raise SettingError("sample: the model's images are not finite; its weights may be damaged")
-        batches.append(to_uint8(step.x))
+        images = step.x if decode is None else decode(step.x)
+        if not images.isfinite().all():
+            raise SettingError("sample: the decoded images are not finite; the autoencoder's weights may be damaged")
+        batches.append(to_uint8(images))
     return torch.cat(batches) if batches else torch.empty(0, dtype=torch.uint8)
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from noisewise.errors import SettingError, TrainingError
 from noisewise.files import save_tensors
 from noisewise.noise_distribution import Timesteps
-from noisewise.objectives import Draw, ImageSource, Objective
+from noisewise.objectives import Draw, ImageSource, Objective, RandomSource
 from noisewise.streams import seed_of, stream
 from noisewise.training.checkpoint import (
     drop_previous,
@@ -200,7 +200,11 @@ class _Loop:
         device = self.accelerator.device
         names = (*self.names, "rank", self.accelerator.process_index, "images", self.images_seen)
         generator = stream(*names)
-        x_0, labels = self.data.batch(torch.randint(len(self.data), (num_images,), generator=generator), device)
+        indices = torch.randint(len(self.data), (num_images,), generator=generator)
+        if isinstance(self.data, RandomSource):
+            x_0, labels = self.data.draw(indices, device, generator)
+        else:
+            x_0, labels = self.data.batch(indices, device)
         if self.horizontal_flip:
             flipped = (torch.rand(num_images, 1, 1, 1, generator=generator) < 0.5).to(device)
             x_0 = torch.where(flipped, x_0.flip(-1), x_0)

@@ -51,7 +51,11 @@ class _Builder:
         inputs = {f"{kind}[{row.id}]": getattr(row, kind) for row in rows for kind in ("model", "sample")}
         settings = {**self.sampling(), "timing": self.evaluating("num_timing_images", "num_threads")}
         timing = StepSpec("timing", "timing", settings, inputs, exclusive=True)
-        return Graph(self.recipe, self.base, rows, self.snapshots(reference), reference, timing, self.ideal_loss())
+        latents = self.base.latents
+        quality = None if latents is None else self.trainings.once(latents.quality(reference, self.features()))
+        return Graph(
+            self.recipe, self.base, rows, self.snapshots(reference), reference, timing, self.ideal_loss(), quality
+        )
 
     # ---- networks
 
@@ -118,16 +122,22 @@ class _Builder:
         return {
             **self.sampler(),
             "sample": self.recipe.sample.model_dump(mode="json", exclude={"scheduler", "num_inference_steps"}),
-            "shape": self.base.data.shape,
+            "shape": self.base.seen.shape,
             "num_classes": self.base.data.num_classes,
+            **({} if self.base.latents is None else {"decode_batch": self.base.latents.settings.encode_batch_size}),
         }
+
+    @property
+    def decode_macs(self) -> int:
+        """Of one image, on top of what its latents cost."""
+        return 0 if self.base.latents is None else self.base.latents.decode_macs
 
     def row(self, row_id: RowId, reference: StepSpec) -> Row:
         model = self.model(row_id)
-        inputs = {"model": model}
+        inputs = {"model": model, **self.base.decoder_inputs}
         if row_id == "base-fewer-steps":
             inputs["match"] = self.cost_of_rival()
-        macs = self.image_macs(row_id) * self.recipe.sample.num_images
+        macs = (self.image_macs(row_id) + self.decode_macs) * self.recipe.sample.num_images
         sample = self.trainings.once(StepSpec(f"sample[{row_id}]", "sample", self.sampling(), inputs, macs=macs))
         evaluate = self.trainings.once(self.evaluation(row_id, sample, reference))
         label, note = label_of(row_id, self.recipe.method, self.recipe.finetune is not None)
@@ -163,7 +173,9 @@ class _Builder:
             "plan": self.base.plan_facts,
         }
         name = "base-continued" if model.name == "base-continued" else "base" if model.name == "base" else row_id
-        return self.trainings.once(StepSpec(f"loss[{name}]", "loss", settings, {"model": model}))
+        return self.trainings.once(
+            StepSpec(f"loss[{name}]", "loss", settings, {"model": model, **self.base.latent_inputs})
+        )
 
     def ideal_loss(self) -> StepSpec | None:
         """The optimal denoiser's loss: for recipes that compare networks per group, or plan by it."""
@@ -178,15 +190,17 @@ class _Builder:
             "num_draws": IDEAL_DRAWS,
             "evaluate": self.evaluating("num_threads"),
         }
-        size = self.base.data.num_train * self.base.data.shape[0] * self.base.data.size**2
-        return StepSpec("ideal-loss", "ideal_loss", settings, macs=float(size * IDEAL_DRAWS * (IDEAL_LEVELS + 2)))
+        size = self.base.seen.num_train * self.base.seen.shape[0] * self.base.seen.size**2
+        macs = float(size * IDEAL_DRAWS * (IDEAL_LEVELS + 2))
+        return StepSpec("ideal-loss", "ideal_loss", settings, self.base.latent_inputs, macs=macs)
 
     def snapshots(self, reference: StepSpec) -> dict[int, StepSpec]:
         found = {}
         for images in self.trainings.snapshot_images():
             settings = {**self.sampling(), "snapshot": images}
-            macs = self.base.image_macs * self.recipe.sample.num_images
+            macs = (self.base.image_macs + self.decode_macs) * self.recipe.sample.num_images
             name = f"base@{images}"
-            sample = StepSpec(f"sample[{name}]", "sample", settings, {"model": self.trainings.stage_1()}, macs=macs)
+            inputs = {"model": self.trainings.stage_1(), **self.base.decoder_inputs}
+            sample = StepSpec(f"sample[{name}]", "sample", settings, inputs, macs=macs)
             found[images] = self.evaluation(name, sample, reference)
         return found

@@ -27,8 +27,10 @@ from noisewise.workflow.store import SCRATCH, StepSpec, Store
 
 if TYPE_CHECKING:
     from noisewise.data.images import Dataset
+    from noisewise.data.latents import LatentDataset
 
 
+TRAININGS = ("train", "train_autoencoder")  # actions that several processes do together
 FOLLOW_SECONDS = 0.2  # between two looks at a step that another process computes
 
 
@@ -45,6 +47,7 @@ class Runner:
     data_settings: Any
     threads: int
     titles: Mapping[str, str] = field(default_factory=dict)  # of steps, by id, where names are not enough
+    _latents: dict[str, LatentDataset] = field(default_factory=dict)  # by the step that encoded them
 
     def title(self, step: StepSpec) -> str:
         """What events call a step."""
@@ -57,6 +60,15 @@ class Runner:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said once, when the graph was made
             return load_data(self.data_settings, cache=self.store.root / "data")
+
+    def latents(self, encode: StepSpec) -> LatentDataset:
+        """What an encoding step made, which must be of these images and of its own autoencoder."""
+        from noisewise.data.latent_files import load_latents
+
+        if encode.id not in self._latents:
+            autoencoder = self.store.record(encode.inputs["autoencoder"]).result["fingerprint"]
+            self._latents[encode.id] = load_latents(self.store.folder(encode), self.dataset, autoencoder)
+        return self._latents[encode.id]
 
 
 @dataclass(frozen=True)
@@ -92,6 +104,11 @@ class Job:
         if dataset.fingerprint != self.settings["data"]:
             raise SettingError("data: the images changed while the run was under way; give the same command again")
         return dataset
+
+    def learned(self) -> Dataset | LatentDataset:
+        """What networks learn: the images, or their latents."""
+        images = self.dataset()
+        return self.runner.latents(self.step.inputs["latents"]) if "latents" in self.step.inputs else images
 
     def update(self, done: int, total: int, text: str = "") -> None:
         self.runner.sink(Event(self.runner.title(self.step), "update", text, done, total))
@@ -160,7 +177,7 @@ def follow(steps: Sequence[StepSpec], runner: Runner) -> None:
     for step in steps:
         trained = False
         while not store.is_done(step):
-            if step.action == "train" and not trained and all(map(store.is_done, step.inputs.values())):
+            if step.action in TRAININGS and not trained and all(map(store.is_done, step.inputs.values())):
                 _compute(Job(step, runner))
                 trained = True
             else:

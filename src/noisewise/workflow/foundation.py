@@ -15,6 +15,7 @@ from noisewise.objectives import Objective
 from noisewise.planning.plan import Plan
 from noisewise.schedule import NoiseSchedule
 from noisewise.workflow.decoders import Decoders, measure_decoders
+from noisewise.workflow.latents import LatentStage, check_denoiser, latent_stage, latents_now
 from noisewise.workflow.networks import (
     DataInfo,
     check_fits,
@@ -30,10 +31,11 @@ from noisewise.workflow.plans import Say, facts_of, make_plan
 from noisewise.workflow.recipe import Recipe
 from noisewise.workflow.rows import NEED_DECODERS
 from noisewise.workflow.settings import ExistingModel, ObjectiveSettings, ScheduleSettings
-from noisewise.workflow.store import Store
+from noisewise.workflow.store import StepSpec, Store
 
 if TYPE_CHECKING:
     from noisewise.data.images import Dataset
+    from noisewise.data.latents import LatentDataset
 
 IMPORTANCE_TIMESTEPS, IMPORTANCE_BATCH = 50, 64  # what importances look at by default, for predictions only
 RECOVERY_PASSES = 40  # per image, as measured on a network of 40 layers: halfway through two networks for each layer
@@ -55,6 +57,22 @@ class Foundation:
     calls: int  # of the network per image, while sampling
     features_checksum: str
     notes: list[str] = field(default_factory=list)
+    latents: LatentStage | None = None  # where networks learn latents instead of pixels
+
+    @property
+    def seen(self) -> DataInfo:
+        """What networks learn: the data's images, or their latents."""
+        return self.data if self.latents is None else self.latents.seen
+
+    @property
+    def latent_inputs(self) -> dict[str, StepSpec]:
+        """Input of every step that looks at what networks learn."""
+        return {} if self.latents is None else {"latents": self.latents.encode}
+
+    @property
+    def decoder_inputs(self) -> dict[str, StepSpec]:
+        """Input of every step that makes images."""
+        return {} if self.latents is None else {"autoencoder": self.latents.autoencoder}
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -111,27 +129,39 @@ def lay_foundation(
     notes: list[str] = []
     dataset = _load(recipe, store, data_required, notes)
     data = _describe(recipe, dataset)
+    latents = latent_stage(recipe, data)
+    seen = data if latents is None else latents.seen
     scheduler: Any = None
     network: dict[str, Any]
     if isinstance(recipe.model, ExistingModel):
         model, scheduler = existing_model(recipe.model)
         network = {"from": str(recipe.model.source), "checksum": weights_checksum(recipe.model.source)}
     else:
-        network = {"config": unet2d_config(recipe.model, data, recipe.objective)}
+        network = {"config": unet2d_config(recipe.model, seen, recipe.objective)}
         model = meta_unet2d(network["config"])
     objective, settings = _objective(recipe, scheduler)
     check_time_embedding(model, objective.schedule)
     if scheduler is not None or "from" in network:
-        check_fits(model, scheduler, data, objective)
+        notes.extend([] if latents is None else check_denoiser(recipe, model, latents))
+        check_fits(model, scheduler, seen, objective)
     sampler, visited = sampler_of(recipe, objective)
+    if latents is not None:
+        from noisewise.models.autoencoder import check_scheduler
+
+        check_scheduler(sampler)
     if recipe.plan.looks_at_data:  # decoders that would not fit are refused before the long work
         _decoders(recipe, network, Plan.equal_width(objective.schedule, recipe.plan.groups), [])
-    plan = make_plan(recipe, objective, visited, dataset, cache=None if store is None else store.root, say=say)
+    learned: Dataset | LatentDataset | None = dataset
+    if latents is not None and recipe.plan.looks_at_data:
+        learned = latents_now(latents, recipe, store, data_required, say)
+    plan = make_plan(recipe, objective, visited, learned, cache=None if store is None else store.root, say=say)
+    if dataset is not None:
+        plan.check_data(seen.shape)
     decoders = _decoders(recipe, network, plan, notes)
     macs, parameters = _cost(model)
     return Foundation(
         data, objective, settings, network, macs, parameters, plan, decoders, sampler, len(visited),
-        _features_checksum(recipe), notes + plan.notes,
+        _features_checksum(recipe), notes + plan.notes, latents,
     )  # fmt: skip
 
 

@@ -35,8 +35,11 @@ class Row:
 
     @property
     def training(self) -> list[StepSpec]:
-        """Every step whose work went into the network; what only set its cost (`match`) or its `shape` did not."""
-        return closure([self.model], but=("match", "shape"))
+        """Every step whose work went into the network; what only set its cost (`match`) or its `shape` did not.
+
+        Nor does what made its `latents`, which all networks of a run share.
+        """
+        return closure([self.model], but=("match", "shape", "latents"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +53,7 @@ class Graph:
     reference: StepSpec
     timing: StepSpec
     ideal_loss: StepSpec | None = None  # of the optimal denoiser, where the report draws it
+    reconstruction: StepSpec | None = None  # of images by the autoencoder, where networks learn latents
 
     @property
     def plan(self) -> Plan:
@@ -67,7 +71,7 @@ class Graph:
         """
         ends = [step for row in self.rows for step in (row.evaluate, row.loss)]
         models = closure(row.model for row in sorted(self.rows, key=lambda row: row.id != "multi-decoder"))
-        first = [self.reference] if self.ideal_loss is None else [self.reference, self.ideal_loss]
+        first = [step for step in (self.reference, self.reconstruction, self.ideal_loss) if step is not None]
         return tuple(closure([*first, *models, *ends, *self.snapshots.values(), self.timing]))
 
     def step(self, name: str) -> StepSpec:

@@ -18,7 +18,7 @@ from noisewise.sampling.kinds import steps_within
 from noisewise.schedule import NoiseSchedule
 from noisewise.streams import stream
 from noisewise.workflow.machine import device
-from noisewise.workflow.store import StepSpec, closure
+from noisewise.workflow.store import StepSpec, Store, closure
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -88,7 +88,8 @@ def sample(job: Job) -> Result:
         num_steps = steps_at(model, settings, job.result_of("match")["macs_per_image"])
     total = settings["sample"]["num_images"]
     started = time.perf_counter()
-    images = draw_images(model, settings, total, num_steps, progress=lambda done: job.update(int(done), total))
+    decode = decoder_of(job.step, job.store)
+    images = draw_images(model, settings, total, num_steps, lambda done: job.update(int(done), total), decode)
     seconds = time.perf_counter() - started
     _save_array(job.workspace / IMAGES, images)
     write_atomic(job.workspace / GRID, png_grid(images))
@@ -103,7 +104,19 @@ def _model_to_sample(job: Job) -> ModelMixin:
     return model.to(device()).eval()
 
 
-def draw_images(model: ModelMixin, settings: Any, num_images: int, num_steps: int, progress: Any = None) -> np.ndarray:
+def decoder_of(sampled: StepSpec, store: Store) -> Any:
+    """What turns a sampling step's latents into images; None where its network makes images."""
+    from noisewise.workflow.latent_steps import AUTOENCODER, decoder
+
+    source = sampled.inputs.get("autoencoder")
+    if source is None:
+        return None
+    return decoder(store.folder(source) / AUTOENCODER, sampled.settings["decode_batch"])
+
+
+def draw_images(
+    model: ModelMixin, settings: Any, num_images: int, num_steps: int, progress: Any = None, decode: Any = None
+) -> np.ndarray:
     """[num_images, C, H, W] uint8; image i has the stream (sample.seed, i), whatever the batch."""
     from noisewise.sampling.sampler import sample_images
 
@@ -120,6 +133,7 @@ def draw_images(model: ModelMixin, settings: Any, num_images: int, num_steps: in
         eta=sampling["eta"],
         device=device(),
         progress=progress,
+        decode=decode,
     ).numpy()
 
 
@@ -240,7 +254,7 @@ def loss(job: Job) -> Result:
     losses = loss_per_timestep(
         load_model(job.input("model")),
         objective_of(job),
-        job.dataset().test,
+        job.learned().test,
         plan=Plan.from_dict(settings["plan"]),
         num_images=num_images,
         num_images_per_bin=max(1, num_images // 8),
@@ -266,7 +280,7 @@ def ideal_loss(job: Job) -> Result:
     grid = schedule.grid()
     chosen = np.unique(np.linspace(0, len(grid) - 1, settings["num_levels"]).round().astype(int))
     coordinates = [grid[i].item() for i in chosen]
-    denoiser = OptimalDenoiser(job.dataset().train, schedule, device=device())
+    denoiser = OptimalDenoiser(job.learned().train, schedule, device=device())
     losses = loss_of(denoiser, coordinates, settings["num_draws"], seed=settings["seed"])
     return {"t": coordinates, "loss": [float(value) for value in losses], "num_draws": settings["num_draws"]}
 
@@ -281,10 +295,11 @@ def timing(job: Job) -> Result:
     def call(row: str) -> Callable[[], None]:
         model = load_denoiser(job.input(f"model[{row}]") / "model")[0].to(device()).eval()
         num_steps = job.result_of(f"sample[{row}]")["num_inference_steps"]
+        decode = decoder_of(job.step.inputs[f"sample[{row}]"], job.store)
 
         def run() -> None:
             nonlocal done
-            draw_images(model, settings, num_images, num_steps)
+            draw_images(model, settings, num_images, num_steps, decode=decode)
             done += 1
             job.update(done, total, row)
 

@@ -43,7 +43,7 @@ def merge(job: Job) -> Result:
     base: Any = load_model(job.input("base")).eval()
     experts: list[Any] = [load_model(job.input(f"expert[{g.index}]")).eval() for g in groups]
     vectors = TaskVectors(base, experts)
-    fitted, checked = split_off(job.dataset().test, 2, settings["seed"])
+    fitted, checked = split_off(job.learned().test, 2, settings["seed"])
     seed = settings["seed"]
     draws = _draws(objective, fitted, search.num_images, (seed, "merge", "search"), ranges)
     shares = np.array([g.num_timesteps for g in groups]) / plan.num_train_timesteps

@@ -22,7 +22,10 @@ from noisewise.workflow.store import file_lock, plain
 
 if TYPE_CHECKING:
     from noisewise.data.images import Dataset
+    from noisewise.data.latents import LatentDataset
     from noisewise.objectives import Objective
+
+    Learned = Dataset | LatentDataset
 
 FOLDER = "plans"  # in the store
 CURVES = "curves"  # of a plan's settings: what only the report draws
@@ -35,7 +38,7 @@ def make_plan(
     recipe: Recipe,
     objective: Objective,
     visited: Any,
-    dataset: Dataset | None,
+    dataset: Learned | None,
     *,
     cache: Path | None = None,
     say: Say | None = None,
@@ -44,7 +47,7 @@ def make_plan(
 
     Args:
         visited: coordinates at which sampling calls the network, of `snr_range: visited`.
-        dataset: None where the images cannot be read and the plan does not look at them.
+        dataset: what networks learn, images or latents; None where it cannot be read and the plan does not look at it.
         cache: the store's folder, where plans that look at data are kept; without it they are made anew.
         say: told what long work will cost before it starts.
     """
@@ -57,8 +60,6 @@ def make_plan(
         plan = _kept(recipe, objective, visited, dataset, cache, say)
     else:
         plan = plan_of_schedule(settings, schedule, visited)
-    if dataset is not None:
-        plan.check_data(dataset.train.shape)
     return plan
 
 
@@ -79,7 +80,12 @@ def plan_of_schedule(settings: PlanSettings, schedule: NoiseSchedule, visited: A
 
 
 def _kept(
-    recipe: Recipe, objective: Objective, visited: Any, dataset: Dataset, cache: Path | None, say: Say | None
+    recipe: Recipe,
+    objective: Objective,
+    visited: Any,
+    dataset: Learned,
+    cache: Path | None,
+    say: Say | None,
 ) -> Plan:
     """A plan that looks at data, from the store if it is there; two processes that want it make it once."""
     settings = recipe.plan
@@ -113,7 +119,7 @@ def _kept(
 _made: dict[str, Plan] = {}  # where nothing may be written, by digest
 
 
-def _from_data(recipe: Recipe, objective: Objective, visited: Any, dataset: Dataset, say: Say | None) -> Plan:
+def _from_data(recipe: Recipe, objective: Objective, visited: Any, dataset: Learned, say: Say | None) -> Plan:
     settings, schedule = recipe.plan, objective.schedule
     costs = _costs(settings, visited)
     if settings.method == "intervals":
@@ -125,7 +131,7 @@ def _from_data(recipe: Recipe, objective: Objective, visited: Any, dataset: Data
     return Plan.from_optimal_denoiser(schedule, dataset.train, settings.groups, device=device(), **options, **costs)
 
 
-def _cost_of_similarities(settings: PlanSettings, schedule: NoiseSchedule, dataset: Dataset) -> str:
+def _cost_of_similarities(settings: PlanSettings, schedule: NoiseSchedule, dataset: Learned) -> str:
     """What the optimal denoiser's similarities will take, and about how long here, by a short probe."""
     from noisewise.optimal.denoiser import OptimalDenoiser
     from noisewise.workflow.predict import in_words
@@ -164,7 +170,7 @@ def _networks(recipe: Recipe) -> tuple[Path, ...]:
     )
 
 
-def _gradients(recipe: Recipe, objective: Objective, dataset: Dataset, say: Say | None) -> Any:
+def _gradients(recipe: Recipe, objective: Objective, dataset: Learned, say: Say | None) -> Any:
     """Gradients of trained networks per noise level, for `interval_cost: gradient`."""
     from noisewise.evaluation.cost import TRAINING_FACTOR
     from noisewise.models.cost import count_macs

@@ -12,15 +12,16 @@ from noisewise.data.settings import DataSettings
 from noisewise.errors import SettingError
 from noisewise.training.settings import TrainSettings
 from noisewise.workflow.explain import explain
+from noisewise.workflow.latent_settings import AutoencoderSettings
 from noisewise.workflow.plan_settings import PlanSettings, Section, other_method
 from noisewise.workflow.rows import FROM_SCRATCH, METHOD_B, NEED_DECODERS, NEED_STAGE_2, ORDER, Method, RowId
 from noisewise.workflow.settings import (
     BaseSettings,
     EvaluateSettings,
     ExistingModel,
+    MergeSettings,
     ModelSettings,
     MultiDecoderSettings,
-    MergeSettings,
     ObjectiveSettings,
     PruneSettings,
     SampleSettings,
@@ -39,6 +40,9 @@ class Recipe(Section):
     """Where the images come from."""
     horizontal_flip: bool = False
     """Mirror training images at random; not for digits, letters and the like."""
+    autoencoder: AutoencoderSettings | None = None
+    """Networks learn latents instead of pixels: those of an existing autoencoder (`from: FOLDER`) or of a small one
+    that is trained first (`kind: kl`). Default: the pipeline's own where `model.from` has one, else pixels."""
     schedule: ScheduleSettings | None = None
     """The forward process; default: that of an existing model (`model.from`), else linear with 1000 timesteps."""
     method: Method = "tdc"

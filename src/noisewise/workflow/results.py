@@ -9,7 +9,9 @@ import numpy as np
 
 from noisewise.evaluation.cost import TRAINING_FACTOR
 from noisewise.workflow import provenance
+from noisewise.workflow.executor import TRAININGS
 from noisewise.workflow.graph import Graph, Row
+from noisewise.workflow.latents import doubts, facts_of
 from noisewise.workflow.steps import read_lines
 from noisewise.workflow.store import StepSpec, Store, utc_now
 from noisewise.workflow.verdict import verdict
@@ -29,6 +31,10 @@ def collect(graph: Graph, store: Store, cached: Mapping[str, bool]) -> dict[str,
     own = next(row for row in graph.rows if row.id == graph.recipe.method)
     costs = _group_costs(graph, store, own)
     reference = store.record(graph.reference).result
+    reconstruction, latents = graph.reconstruction, graph.base.latents
+    learned = (
+        {} if reconstruction is None or latents is None else {"autoencoder": facts_of(latents, reconstruction, store)}
+    )
     flags = {flag for row in graph.rows for flag in store.record(row.evaluate).result["frechet"]["flags"]}
     return {
         "format": FORMAT,
@@ -57,7 +63,7 @@ def collect(graph: Graph, store: Store, cached: Mapping[str, bool]) -> dict[str,
         "training_curves": {
             name: points
             for step in graph.steps
-            if step.action == "train"
+            if step.action in TRAININGS
             for name, points in _curves(store, step).items()
         },
         "widths": _widths(graph, store, own),
@@ -68,7 +74,8 @@ def collect(graph: Graph, store: Store, cached: Mapping[str, bool]) -> dict[str,
             {"step": step.name, "seconds": store.record(step).seconds, "cached": cached.get(step.name, True)}
             for step in graph.steps
         ],
-        "warnings": [*graph.base.notes, *sorted(flags), *_fallbacks(store, own)],
+        "warnings": [*graph.base.notes, *doubts(learned), *sorted(flags), *_fallbacks(store, own)],
+        **learned,
         "real_samples": "samples/real.png",
         "model": own.model.id,
     }
@@ -263,6 +270,6 @@ def all_metrics(graph: Graph, store: Store) -> list[dict[str, Any]]:
     return [
         {"step": step.name, **line}
         for step in graph.steps
-        if step.action == "train"
+        if step.action in TRAININGS
         for line in read_lines(store.folder(step) / "metrics.jsonl")
     ]

@@ -144,7 +144,10 @@ def gather(graph: Graph, store: Store, folder: Path, cached: dict[str, bool]) ->
     if exchanged := "".join(path.read_text(encoding="utf-8") for path in transcripts if path.is_file()):
         write_atomic(folder / TRANSCRIPT, exchanged)
     (folder / "samples").mkdir(exist_ok=True)
-    for name, step in [("real", graph.reference), *((row.id, row.sample) for row in graph.rows)]:
+    grids = [("real", graph.reference), *((row.id, row.sample) for row in graph.rows)]
+    if graph.reconstruction is not None:
+        grids.append(("reconstructions", graph.reconstruction))
+    for name, step in grids:
         store.check(step)
         write_atomic(folder / "samples" / f"{name}.png", (store.folder(step) / GRID).read_bytes())
     own = next(row for row in graph.rows if row.id == graph.recipe.method)
@@ -173,14 +176,23 @@ def lasting(results: dict[str, Any]) -> Any:
 
 def write_pipeline(model: StepSpec, sample: StepSpec, store: Store, folder: Path) -> None:
     """The method's network and sampler as a stock pipeline, whole or not at all."""
+    from noisewise.models.autoencoder import load_autoencoder, save_latent_pipeline
     from noisewise.models.loading import load_denoiser, save_pipeline
+    from noisewise.workflow.latent_steps import AUTOENCODER
     from noisewise.workflow.steps import without_places
 
     store.check(model)
     denoiser, _ = load_denoiser(store.folder(model) / "model")
+    decoder = sample.inputs.get("autoencoder")
     beside = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(beside, ignore_errors=True)
-    save_pipeline(without_places(denoiser), scheduler_of(sample.settings), beside)
+    if decoder is None:
+        save_pipeline(without_places(denoiser), scheduler_of(sample.settings), beside)
+    else:
+        store.check(decoder)
+        autoencoder = load_autoencoder(store.folder(decoder) / AUTOENCODER)
+        without_places(autoencoder.model)
+        save_latent_pipeline(without_places(denoiser), scheduler_of(sample.settings), autoencoder, beside)
     shutil.rmtree(folder, ignore_errors=True)
     beside.rename(folder)
 

@@ -31,6 +31,7 @@ from noisewise.workflow.plans import plan_of_schedule
 from noisewise.workflow.recipe import Recipe, apply_overrides
 
 USUAL_SAMPLER: dict[str, SchedulerKind] = {"vp": "ddim", "edm": "edm-heun", "flow": "flow-euler"}
+DECODE_BATCH = 16  # latents of a pipeline decoded at once
 PREDICTION = {"vp": None, "edm": "edm", "flow": "velocity"}  # None: the scheduler says it
 
 
@@ -110,8 +111,11 @@ def prune_model(
     check_new(out)
     if proposer is not None:
         proposer.check_ready()
+    source = folder
     model, scheduler = load_denoiser(folder)
     needed = _looked_at(importance, recipe, timesteps, scheduler, proposer is not None)
+    if "images" in needed:
+        needed["images"] = _as_learned(source, needed["images"])
     model = model.to(device())
     names = ("recovery", "num_recovery_images")
     recovery = {} if recipe is None else {name: getattr(recipe.prune, name) for name in names}
@@ -134,7 +138,7 @@ def prune_model(
         if scheduler is None:
             small.save_pretrained(folder)
         else:
-            save_pipeline(small, scheduler, folder)
+            _save_like(source, small, scheduler, folder)
         said = {} if records is None else {"proposed": found.proposed, "proposer": dict(found.account)}
         write_json(folder / "pruning.json", {**info.to_dict(), **said})
         if records is not None:
@@ -142,6 +146,33 @@ def prune_model(
     if records is not None:
         shutil.rmtree(records)
     return info
+
+
+def _save_like(source: Path, small: Any, scheduler: Any, folder: Path) -> None:
+    """A pipeline of the kind in ``source`` with another network."""
+    from noisewise.models.autoencoder import autoencoder_folder, load_autoencoder, save_latent_pipeline
+
+    if autoencoder_folder(source) is None:
+        save_pipeline(small, scheduler, folder)
+    else:
+        save_latent_pipeline(small, scheduler, load_autoencoder(source), folder)
+
+
+def _as_learned(source: Path, images: Any) -> Any:
+    """A recipe's images as the network in ``source`` sees them: a latent pipeline's are encoded when looked at."""
+    from noisewise.data.latents import EncodedOnDemand
+    from noisewise.models.autoencoder import autoencoder_folder
+    from noisewise.workflow.latent_steps import load
+
+    if autoencoder_folder(source) is None:
+        return images
+    autoencoder = load(source)
+    if images.channels != autoencoder.in_channels:
+        raise SettingError(
+            f"data: images of {images.channels} channels, the autoencoder in {source} takes {autoencoder.in_channels}"
+        )
+    autoencoder.latent_shape(images.size)  # refuses what it cannot halve
+    return EncodedOnDemand(images, autoencoder.encode)
 
 
 def _looked_at(
@@ -222,7 +253,17 @@ def images_of(
         class_labels=measure.class_labels(num_images, num_classes),
         eta=eta,
         progress=progress,
+        decode=latent_decoder(folder),
     ).numpy()
+
+
+def latent_decoder(folder: Path) -> Any:
+    """What turns the samples of a latent pipeline's network into images; None of a pipeline of pixels."""
+    from noisewise.models.autoencoder import autoencoder_folder
+    from noisewise.workflow.latent_steps import decoder
+
+    is_pipeline = (folder / "model_index.json").is_file()
+    return decoder(folder, DECODE_BATCH) if is_pipeline and autoencoder_folder(folder) is not None else None
 
 
 def evaluate_model(

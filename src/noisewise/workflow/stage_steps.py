@@ -12,12 +12,13 @@ from noisewise.workflow.machine import device
 
 if TYPE_CHECKING:
     from noisewise.data.images import Images
+    from noisewise.data.latents import Latents
     from noisewise.workflow.executor import Job
 
 Result = dict[str, Any]
 
 
-def split_off(images: Images, one_in: int, seed: int) -> tuple[Images, Images]:
+def split_off(images: Images | Latents, one_in: int, seed: int) -> tuple[Any, Any]:
     """Images to train on, and one in ``one_in`` to decide when to stop; the same for everyone who names the seed."""
     import torch
 
@@ -32,7 +33,7 @@ def pick(job: Job) -> Result:
     from noisewise.workflow.steps import MODEL, cost_of, objective_of
 
     settings, objective = job.settings, objective_of(job)
-    _, images = split_off(job.dataset().train, settings["held_out"], settings["seed"])
+    _, images = split_off(job.learned().train, settings["held_out"], settings["seed"])
     losses = {}
     for done, count in enumerate(settings["snapshots"], start=1):
         model, _ = load_denoiser(job.input("source") / f"snapshot-{count}" / MODEL)
@@ -65,7 +66,7 @@ def decoders(job: Job) -> Result:
     looked_at: dict[str, Any] = {}
     if prune.importance in ("taylor", "diff-pruning") or prune.recovery != "none":
         looked_at = {
-            "objective": objective_of(job), "images": job.dataset().train, "timestep_stride": prune.timestep_stride
+            "objective": objective_of(job), "images": job.learned().train, "timestep_stride": prune.timestep_stride
         }  # fmt: skip
     source: Any = load_model(job.input("source"))
     model, infos = prune_decoders(

@@ -17,6 +17,7 @@ from noisewise.planning.plan import Plan
 from noisewise.schedule import NoiseSchedule
 from noisewise.streams import seed_of
 from noisewise.workflow import decoders, measure, merging
+from noisewise.workflow import latent_steps as latents
 from noisewise.workflow import stage_steps as stages
 from noisewise.workflow.machine import device, process_rank
 from noisewise.workflow.networks import make_objective, new_unet2d
@@ -109,7 +110,7 @@ def train(job: Job) -> Result:
     from noisewise.training.loop import train as run_training
 
     settings = job.settings
-    images = job.dataset().train
+    images = job.learned().train
     if "held_out" in settings:
         images, _ = stages.split_off(images, settings["held_out"], settings["seed"])
     model = network_to_train(job)
@@ -208,7 +209,7 @@ def prune(job: Job) -> Result:
         budget,
         prune.proposer,
         objective=objective_of(job),
-        images=job.dataset().train,
+        images=job.learned().train,
         timesteps=settings["timesteps"],
         group=group if isinstance(group, int) else -1,
         importance=prune.importance,
@@ -258,6 +259,10 @@ def assemble(job: Job) -> Result:
 
 
 ACTIONS: dict[str, Callable[[Job], Result]] = {
+    "take_autoencoder": latents.take,
+    "train_autoencoder": latents.train,
+    "encode": latents.encode,
+    "reconstruction": latents.reconstruction,
     "take": take,
     "untrained": untrained,
     "train": train,

@@ -1,0 +1,178 @@
+"""A folder of latents: encoded once, checked on reading, memory-mapped.
+
+It holds a safetensors file per split and ``latents.json``, which says whose latents they are: hashes of the images, of
+the autoencoder and of the files.
+
+Shapes: N = images, B = batch, R = 1, or 2 with the mirror images' latents second, C, H, W = an image or its latents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from noisewise.data.images import Dataset, Images
+from noisewise.data.latents import Encode, LatentDataset, Latents
+from noisewise.data.settings import LatentDtype
+from noisewise.errors import SettingError
+from noisewise.files import read_json, sha256_file, write_json
+
+ABOUT = "latents.json"
+FORMAT = 1
+SPLITS = ("train", "test")
+
+
+def write_latents(
+    folder: Path,
+    images: Dataset,
+    encode: Encode,
+    *,
+    autoencoder: str,
+    dtype: LatentDtype = "float16",
+    batch_size: int = 64,
+    mirrored: bool = False,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Encode both splits into ``folder``.
+
+    Args:
+        encode: images [B, C, H, W] in [-1, 1] to mean and standard deviation (or None), both scaled.
+        autoencoder: hash of what ``encode`` is.
+        mirrored: keep the mirror images' latents of the training split too.
+        progress: called with images done and to do.
+
+    Returns:
+        What ``latents.json`` says, with mean and standard deviation of the training split's numbers, as drawn.
+    """
+    repeats = {"train": 2 if mirrored else 1, "test": 1}
+    total = sum(repeats[split] * len(getattr(images, split)) for split in SPLITS)
+    done, splits = 0, {}
+    for split in SPLITS:
+        part: Images = getattr(images, split)
+        writer = _Writer(folder / f"{split}.safetensors", dtype, repeats[split], part.name)
+        for turn in range(repeats[split]):
+            for start in range(0, len(part), batch_size):
+                pixels, _ = part.batch(slice(start, start + batch_size), device)
+                writer.put(turn, start, len(part), encode(pixels.flip(-1) if turn else pixels))
+                done += len(pixels)
+                if progress is not None:
+                    progress(done, total)
+        splits[split] = {"images": part.fingerprint, "num_images": len(part), **writer.close()}
+        if split == "train":
+            statistics = writer.statistics()
+    about = {"format": FORMAT, "dtype": dtype, "autoencoder": autoencoder, "splits": splits, **statistics}
+    write_json(folder / ABOUT, about)
+    return about
+
+
+class _Writer:
+    """Fills one split's file, which appears whole when it is closed."""
+
+    def __init__(self, path: Path, dtype: LatentDtype, repeats: int, name: str) -> None:
+        self.path, self.dtype, self.repeats, self.name = path, dtype, repeats, name
+        self.beside = path.with_name(f".{path.name}.{os.getpid()}")
+        self.shape: tuple[int, ...] = ()
+        self.arrays: list[Any] = []
+        self.sums = torch.zeros(3, dtype=torch.float64)  # how many numbers, their sum, their squares' sum
+
+    def put(self, turn: int, start: int, num: int, encoded: tuple[torch.Tensor, torch.Tensor | None]) -> None:
+        parts = [part.detach().float().cpu() for part in encoded if part is not None]  # [B, C, H, W] each
+        if not self.arrays:
+            self._open(num, tuple(parts[0].shape[1:]), len(parts))
+        for array, part in zip(self.arrays, parts, strict=True):
+            kept = part.to(getattr(torch, self.dtype))
+            if not kept.isfinite().all():
+                self._refuse(start, part)
+            array[turn, start : start + len(part)] = kept.view(torch.int16).numpy()
+        wide = [part.double() for part in parts]
+        squares = sum(part.square().sum() for part in wide)  # of draws: the mean's and the deviation's
+        self.sums += torch.tensor([wide[0].numel(), wide[0].sum(), squares], dtype=torch.float64)
+
+    def _refuse(self, start: int, part: torch.Tensor) -> None:
+        self.beside.unlink(missing_ok=True)
+        if part.isfinite().all():
+            raise SettingError(
+                f"autoencoder.dtype: latents of {self.name} reach {part.abs().max():.4g}, beyond {self.dtype}; use "
+                "bfloat16, or check the autoencoder's scaling_factor"
+            )
+        row = start + int((~part.flatten(1).isfinite().all(1)).nonzero()[0])
+        raise SettingError(
+            f"autoencoder: the latents of {self.path.stem} image {row} of {self.name} are not finite; its weights "
+            "may be damaged, or trained with too high a learning rate"
+        )
+
+    def _open(self, num: int, shape: tuple[int, ...], parts: int) -> None:
+        self.shape = (self.repeats, num, *shape)
+        size = 2 * math.prod(self.shape)
+        name = {"float16": "F16", "bfloat16": "BF16"}[self.dtype]
+        tensors = {
+            key: {"dtype": name, "shape": list(self.shape), "data_offsets": [i * size, (i + 1) * size]}
+            for i, key in enumerate(("mean", "std")[:parts])
+        }
+        text = json.dumps(tensors).encode()
+        text += b" " * (-len(text) % 8)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.beside.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.truncate(8 + len(text) + parts * size)
+        self.arrays = [
+            np.memmap(self.beside, np.int16, "r+", 8 + len(text) + i * size, self.shape) for i in range(parts)
+        ]
+
+    def close(self) -> dict[str, Any]:
+        for array in self.arrays:
+            array.flush()
+        self.arrays = []
+        self.beside.replace(self.path)
+        return {"shape": list(self.shape), "size": self.path.stat().st_size, "sha256": sha256_file(self.path)}
+
+    def statistics(self) -> dict[str, float]:
+        num, total, squares = self.sums.tolist()
+        return {"mean": total / num, "std": math.sqrt(max(squares / num - (total / num) ** 2, 0.0))}
+
+
+def load_latents(folder: Path, images: Dataset, autoencoder: str) -> LatentDataset:
+    """The latents in ``folder``, memory-mapped.
+
+    Args:
+        images: whose latents they must be.
+        autoencoder: hash of what must have encoded them.
+    """
+    about = read_json(folder / ABOUT, "latents")
+    redo = f"delete {folder}, and the same command encodes anew"
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise SettingError(f"latents: {folder / ABOUT} is not what this version writes; {redo}")
+    if about["autoencoder"] != autoencoder:
+        raise SettingError(
+            f"latents: {folder} was encoded by another autoencoder (hash {about['autoencoder'][:12]}, this one's is "
+            f"{autoencoder[:12]}); {redo}"
+        )
+    halves = [_load_split(folder, about, getattr(images, split), redo) for split in SPLITS]
+    return LatentDataset(*halves)
+
+
+def _load_split(folder: Path, about: dict[str, Any], images: Images, redo: str) -> Latents:
+    from safetensors import safe_open
+
+    path, known = folder / f"{images.split}.safetensors", about["splits"][images.split]
+    if known["images"] != images.fingerprint:
+        raise SettingError(f"latents: {path} holds latents of other images than {images.name}; {redo}")
+    if not path.is_file() or path.stat().st_size != known["size"]:
+        state = f"has {path.stat().st_size:,} of {known['size']:,} bytes" if path.is_file() else "is missing"
+        raise SettingError(f"latents: {path} {state}; {redo}")
+    if sha256_file(path) != known["sha256"]:
+        raise SettingError(f"latents: {path} was altered (checksum); {redo}")
+    with safe_open(path, "pt") as file:  # maps the file, reads nothing yet
+        mean = file.get_tensor("mean")
+        std = file.get_tensor("std") if "std" in file.keys() else None  # noqa: SIM118  # no mapping, it has keys
+    digest = hashlib.sha256(f"{images.fingerprint} {about['autoencoder']} {known['sha256']}".encode()).hexdigest()
+    return Latents(mean, std, images.labels, images.class_names, images.name, images.split, digest)
