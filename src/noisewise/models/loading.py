@@ -33,7 +33,7 @@ def load_denoiser(path: str | Path, **options: Any) -> tuple[ModelMixin, Schedul
             raise SettingError(f"model: {folder}/model_index.json has no component named {DENOISER}")
     model = load_model_folder(_component(folder, DENOISER), **options)
     _check_known(model)
-    return model, _load_scheduler(_component(folder, "scheduler"))
+    return model, load_scheduler(_component(folder, "scheduler"))
 
 
 def save_pipeline(model: ModelMixin, scheduler: SchedulerMixin, path: str | Path) -> None:
@@ -90,7 +90,8 @@ def _check_known(model: ModelMixin) -> None:
             describe(part)
 
 
-def _load_scheduler(folder: Path) -> SchedulerMixin | None:
+def load_scheduler(folder: Path) -> SchedulerMixin | None:
+    """The scheduler in a folder, of noisewise or diffusers and nowhere else; None where there is none."""
     import diffusers
 
     import noisewise

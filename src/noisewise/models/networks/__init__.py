@@ -17,6 +17,7 @@ _HOMES = {  # diffusers' class -> where its description lies, loaded on first us
 }
 NAMES = tuple(_HOMES)
 
+_HOMES |= {"WanTransformer3DModel": ("wan", "WAN")}  # routed, saved and loaded, but not pruned
 
 def describe(model: Any) -> Network:
     """The architecture of ``model``: a diffusers network, or a shaped one cut from it."""
