@@ -71,22 +71,24 @@ def test_too_few_images_and_other_features_are_refused() -> None:
 
 
 def test_the_metric_per_class_follows_from_the_number_of_images() -> None:
-    labels = np.arange(60) % 3
-    assert choose_metric(labels, labels, ["a", "b", "c"], num_features=20).kind == "frechet"
-    scarce = choose_metric(labels, np.append(labels, [0, 1]), ["a", "b", "c"], num_features=21)
-    assert (scarce.kind, scarce.num_real) == ("kid", (21, 21, 20))
-    assert scarce.why == "class 'a' has 20 images, fewer than the 21 features"
-    with pytest.raises(SettingError, match="class 'c' has 2 held-out images"):
-        choose_metric(labels, np.array([0, 0, 0, 1, 1, 1, 2, 2]), ["a", "b", "c"], 20)
-    with pytest.raises(SettingError, match="class 'c' has 0 sampled images"):
-        choose_metric(np.arange(9) % 2, labels, ["a", "b", "c"], 20)
+    labels, names = np.arange(60) % 3, ["a", "b", "c"]
+    same = {"sampled": labels, "held-out": labels}
+    assert choose_metric(same, names, num_features=20).kind == "frechet"
+    scarce = choose_metric({**same, "held-out": np.append(labels, [0, 1])}, names, num_features=21)
+    assert (scarce.kind, scarce.counts["held-out"]) == ("kid", (21, 21, 20))
+    assert scarce.why == "class 'a' has 20 sampled images, fewer than the 21 features"
+    few = choose_metric({**same, "held-out": np.array([0, 0, 0, 1, 1, 1, 2, 2])}, names, 20)
+    assert (few.kind, few.why) == (None, "class 'c' has 2 held-out images, and a distance needs 3 or more")
+    assert choose_metric({**same, "sampled": np.arange(9) % 2}, names, 20).counts["sampled"] == (5, 4, 0)
+    assert class_scores(few, features(points(0, 60)), labels, features(points(1, 60)), labels) == []
 
 
 def test_distances_per_class_see_whether_the_class_is_right() -> None:
     labels = np.arange(120) % 2
     real = points(9, 120) + 3 * labels[:, None]
     good, swapped = points(10, 120) + 3 * labels[:, None], points(10, 120) + 3 * (1 - labels[:, None])
-    few = choose_metric(labels, labels, ["a", "b"], num_features=61)
+    sides = {"sampled": labels, "held-out": labels}
+    few = choose_metric(sides, ["a", "b"], num_features=61)
     right = class_scores(few, features(good), labels, features(real), labels)
     wrong = class_scores(few, features(swapped), labels, features(real), labels)
     assert [score.metric for score in right] == ["kid_test", "kid_test"]
@@ -94,7 +96,7 @@ def test_distances_per_class_see_whether_the_class_is_right() -> None:
     assert right[1].samples.num_images == 60
     assert all(r.high < w.low for r, w in zip(right, wrong, strict=True))  # type: ignore[operator]
 
-    many = choose_metric(labels, labels, ["a", "b"], num_features=4)
+    many = choose_metric(sides, ["a", "b"], num_features=4)
     frechet = class_scores(many, features(good), labels, features(real), labels)
     assert {score.metric for score in frechet} == {"fd_test"}
     assert max(score.value for score in frechet) < 2 < 30 < frechet_of_swapped(many, swapped, real, labels)

@@ -7,7 +7,9 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from noisewise.cli.recipes import Overrides, Sampler
 from noisewise.errors import SettingError
@@ -83,10 +85,10 @@ def prune(
         f"{out}: {info.achieved:.4f} of the MACs (asked {info.asked}), {info.macs:,} of {info.base_macs:,}; "
         f"{info.parameters:,} of {info.base_parameters:,} parameters"
     )
-    if info.removed_blocks:
-        print(f"left out: {', '.join(info.removed_blocks)}")
     if info.recovery is not None:
         print(f"recovery: {info.recovery}")
+    if info.removed_blocks:
+        print(f"left out: {', '.join(info.removed_blocks)}")
 
 
 def sample(
@@ -100,6 +102,8 @@ def sample(
     seed: int = 0,
     batch_size: int = 64,
     eta: float = 0.0,
+    guidance_scale: Annotated[tuple[float, ...], Parameter(consume_multiple=True, negative="")] = (1.0,),
+    class_labels: Annotated[tuple[int, ...] | None, Parameter(consume_multiple=True, negative="")] = None,
 ) -> None:
     """Images from a model, as PNG files and a grid of the first 64.
 
@@ -112,6 +116,9 @@ def sample(
         seed: image i depends on the seed and i, not on its batch.
         batch_size: images made at once, 1 or more.
         eta: DDIM's noise, 0 (deterministic) to 1.
+        guidance_scale: of class-conditional models whose training dropped labels: how far to lead away from what they
+            answer without, e.g. 2, or one value per group from data to noise, e.g. 1 2 3.
+        class_labels: classes of the images, in turn, e.g. 7 or 0 1 2; by default every class.
     """
     from noisewise.workflow.single import sample_model
 
@@ -121,7 +128,10 @@ def sample(
     _check_range("--seed", seed, 0)
     _check_range("--eta", eta, 0, 1)
     with _bar("images", num_images) as progress:
-        sample_model(model, out, num_images, sampler, num_inference_steps, seed, batch_size, eta, progress)
+        sample_model(
+            model, out, num_images, sampler, num_inference_steps, seed, batch_size, eta, progress,
+            guidance_scale=guidance_scale, class_labels=class_labels,
+        )  # fmt: skip
     print(f"{out}: {num_images} images, and grid.png")
 
 

@@ -8,13 +8,12 @@ Shapes: N = images, D = features, K = classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 
-from noisewise.errors import SettingError
 from noisewise.evaluation.features import Features
 from noisewise.evaluation.metrics import frechet_score, kid_score
 from noisewise.evaluation.provenance import Score
@@ -27,48 +26,44 @@ LEAST = 3  # images of a class on each side, for KID with an interval
 class ClassMetric:
     """Which distance is taken class by class, and why."""
 
-    kind: str  # "frechet" or "kid"
+    kind: Literal["frechet", "kid"] | None  # None: some class has too few images for either
     why: str
-    num_samples: tuple[int, ...]  # [K]
-    num_real: tuple[int, ...]  # [K]
+    counts: dict[str, tuple[int, ...]]  # by side, [K] images of each class
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "num_samples": list(self.num_samples), "num_real": list(self.num_real)}
+        return {"kind": self.kind, "why": self.why, "counts": {side: list(n) for side, n in self.counts.items()}}
 
 
-def choose_metric(sampled: np.ndarray, real: np.ndarray, names: Sequence[str], num_features: int) -> ClassMetric:
+def choose_metric(sides: Mapping[str, np.ndarray], names: Sequence[str], num_features: int) -> ClassMetric:
     """The distance that the numbers of images per class allow.
 
     Args:
-        sampled, real: [N] class numbers of both sides' images.
+        sides: [N] class numbers of the images on every side that is compared, e.g. "sampled" and "held-out".
         names: [K] of the classes.
         num_features: D.
     """
-    counts = [np.bincount(labels, minlength=len(names))[: len(names)] for labels in (sampled, real)]
-    for side, numbers in zip(("sampled", "held-out"), counts, strict=True):
-        if numbers.min() < LEAST:
-            name = names[int(numbers.argmin())]
-            raise SettingError(
-                f"sample.num_images: class {name!r} has {numbers.min()} {side} images; distances per class need "
-                f"{LEAST} or more"
-            )
-    fewest, name = min((int(n), name) for numbers in counts for n, name in zip(numbers, names, strict=True))
-    kind = "frechet" if fewest >= num_features else "kid"
-    verb = "at least as many as" if kind == "frechet" else "fewer than"
-    why = f"class {name!r} has {fewest} images, {verb} the {num_features} features"
-    return ClassMetric(kind, why, *(tuple(int(n) for n in numbers) for numbers in counts))
+    counts = {side: tuple(int(n) for n in np.bincount(labels, minlength=len(names))) for side, labels in sides.items()}
+    fewest, name, side = min(
+        (n, name, side) for side, numbers in counts.items() for n, name in zip(numbers, names, strict=True)
+    )
+    why = f"class {name!r} has {fewest} {side} images"
+    if fewest < LEAST:
+        return ClassMetric(None, f"{why}, and a distance needs {LEAST} or more", counts)
+    if fewest < num_features:
+        return ClassMetric("kid", f"{why}, fewer than the {num_features} features", counts)
+    return ClassMetric("frechet", f"{why}, no fewer than the {num_features} features", counts)
 
 
 def class_scores(
     metric: ClassMetric, sampled: Features, sampled_labels: np.ndarray, real: Features, real_labels: np.ndarray
 ) -> list[Score]:
-    """[K] distances of each class's samples from its real images."""
+    """[K] distances of each class's samples from its real images; none where the metric is none."""
+    num_classes = len(next(iter(metric.counts.values()))) if metric.kind else 0
     scores = []
-    for label in range(len(metric.num_samples)):
+    for label in range(num_classes):
         x, y = of_class(sampled, sampled_labels, label), of_class(real, real_labels, label)
-        scores.append(
-            frechet_score(Statistics.of(x), Statistics.of(y)) if metric.kind == "frechet" else kid_score(x, y)
-        )
+        is_frechet = metric.kind == "frechet"
+        scores.append(frechet_score(Statistics.of(x), Statistics.of(y)) if is_frechet else kid_score(x, y))
     return scores
 
 

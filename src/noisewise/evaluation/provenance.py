@@ -21,6 +21,7 @@ class Provenance:
     model: str | None = None  # what made the samples
     sampler: str | None = None
     num_inference_steps: int | None = None
+    guidance_scale: float | list[float] | None = None  # one per group; None: no guidance
     seed: int | None = None
     ema: bool | None = None
 
@@ -75,7 +76,7 @@ def compare(a: Score, b: Score) -> list[str]:
         raise SettingError(f"metric: {a.metric} cannot be compared with {b.metric}")
     notes = _check(a.reference, b.reference, REFERENCE_FIELDS, "references")
     notes += _check(a.samples, b.samples, SAMPLE_FIELDS, "samples")
-    for name in ("data", "model", "sampler", "num_inference_steps", "seed", "ema"):
+    for name in ("data", "model", "sampler", "num_inference_steps", "guidance_scale", "seed", "ema"):
         left, right = getattr(a.samples, name), getattr(b.samples, name)
         if left != right:
             notes.append(f"samples.{name} differs: {left} and {right}")

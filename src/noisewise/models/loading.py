@@ -41,11 +41,14 @@ def save_pipeline(model: ModelMixin, scheduler: SchedulerMixin, path: str | Path
 
     (`DDIMPipeline` replaces any other scheduler by DDIM, and cannot run one that is swapped in: it passes it ``eta``.)
     A scheduler that rescales the network's input gets a `ConsistencyModelPipeline`, the stock one that asks for it: a
-    `DDPMPipeline` would run and give wrong images.
+    `DDPMPipeline` would run and give wrong images. So does a network of classes: it is the one that tells them.
     """
     from diffusers import ConsistencyModelPipeline, DDPMPipeline
 
-    kind = ConsistencyModelPipeline if _rescales(scheduler) else DDPMPipeline
+    from noisewise.models.calls import takes_class_labels
+
+    is_plain = not _rescales(scheduler) and not takes_class_labels(model)
+    kind = DDPMPipeline if is_plain else ConsistencyModelPipeline
     kind(unet=model, scheduler=scheduler).save_pretrained(path)
 
 

@@ -31,11 +31,7 @@ def model_card(results: Results) -> str:
             f"One denoiser per range of noise levels. Ranges of the {what.get(plan.coordinate, plan.coordinate)} and "
             f"the share of the base's compute that each {verb}: {limits}.\n"
         )
-    parts.append(
-        "```python\nimport noisewise  # the denoiser's class\nfrom diffusers import DiffusionPipeline\n\n"
-        'images = DiffusionPipeline.from_pretrained("path/to/this/folder")(num_inference_steps='
-        f"{_steps(results)}).images\n```\n"
-    )
+    parts += _usage(results)
     if results.rows:
         parts += ["## Measured\n", markdown_table(results)]
     facts = []
@@ -50,6 +46,30 @@ def model_card(results: Results) -> str:
     if facts:
         parts += ["## How it was made\n", "\n".join(f"- {fact}" for fact in facts) + "\n"]
     return "\n".join(parts)
+
+
+def _usage(results: Results) -> list[str]:
+    """How to make images; of a class-conditional model also what the stock pipeline cannot do."""
+    classes = results.data.num_classes if results.data else None
+    labels = "batch_size=2, class_labels=[0, 1], " if classes else ""
+    code = (
+        "```python\nimport noisewise  # the denoiser's class\nfrom diffusers import DiffusionPipeline\n\n"
+        f'images = DiffusionPipeline.from_pretrained("path/to/this/folder")({labels}num_inference_steps='
+        f"{_steps(results)}).images\n```\n"
+    )
+    if not classes:
+        return [code]
+    scale = results.recipe.get("sample", {}).get("guidance_scale", 1.0)
+    scales = [f"{each:g}" for each in (scale if isinstance(scale, list) else [scale])]
+    text = f"It knows {classes} classes, labels 0 to {classes - 1}. diffusers' pipeline tells it one per image"
+    if set(scales) == {"1"}:
+        return [code, f"{text}.\n"]
+    return [
+        code,
+        f"{text} and does not guide. The images measured below were made with classifier-free guidance, at scale "
+        f"{', '.join(scales)}{' (from data to noise)' if len(scales) > 1 else ''}, which noisewise does:\n",
+        f"```\nnoisewise sample path/to/this/folder --out images --guidance-scale {' '.join(scales)}\n```\n",
+    ]
 
 
 def write_card(run_folder: Path) -> Path | None:

@@ -89,6 +89,11 @@ def _group_loss(group: int) -> Callable[[Row], Value]:
     return lambda row: row.group_test_loss[group] if group < len(row.group_test_loss) else None
 
 
+def _class_metric(results: Results) -> str:
+    metric = results.classes.metric if results.classes else None
+    return "KID" if (metric or "").startswith("kid") else f"Fréchet distance ({metric})"
+
+
 def columns_of(results: Results) -> list[Column]:
     """All columns of the comparison; one per group of the plan for the loss."""
     metric = results.metric or Metric()
@@ -101,6 +106,15 @@ def columns_of(results: Results) -> list[Column]:
         Column("kid", "Quality", "KID", "", "Kernel distance (KID, unbiased) of the same features, "
                "with its 95 % interval. Lower is better; slightly negative means not told from real images.",
                lambda row: row.kid, "thousandths", floor=lambda m: m.kid_floor, is_quality=True),
+        Column("precision", "Coverage", "precision", "", "Share of sampled images that lie among the real ones' "
+               "nearest neighbours in feature space (k = 3): how many look real. Higher is better; it depends on n.",
+               lambda row: row.precision, floor=lambda m: m.precision),
+        Column("recall", "Coverage", "recall", "", "Share of real images that lie among the sampled ones' nearest "
+               "neighbours: how much of reality is covered. Higher is better; it depends on n.",
+               lambda row: row.recall, floor=lambda m: m.recall),
+        Column("class_distance", "Coverage", "by class", "", f"Mean over the classes of the {_class_metric(results)} "
+               "between sampled and real images of the class. Lower is better.",
+               lambda row: row.class_distance, "thousandths", floor=lambda m: m.class_distance),
         Column("test_loss", "Loss on held-out images", "all t", "", "Mean squared error of the predicted noise on "
                "held-out images over all timesteps, without weighting, on the same draws for every row.",
                lambda row: row.test_loss, "thousandths", digits=4),
@@ -133,7 +147,8 @@ def columns_of(results: Results) -> list[Column]:
         Column("needed_images", "Training", "images needed", "", "Images seen by the snapshots that early stopping "
                "chose; what the whole trainings saw stands under images.", lambda row: row.needed_images, "up"),
     ]  # fmt: skip
-    optional = ("paper_flops", "needed_images")  # of the multi-stage framework's rows
+    # of the multi-stage framework's rows, of runs with classes, and what older runs have not measured
+    optional = ("paper_flops", "needed_images", "class_distance", "precision", "recall")
     return [c for c in columns if c.key not in optional or any(c.value(row) is not None for row in results.rows)]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from noisewise.files import write_atomic
 from noisewise.report import figure_data, figures, panels
+from noisewise.report.class_table import class_table
 from noisewise.report.columns import table_of
 from noisewise.report.figure_data import Columns, csv_of
 from noisewise.report.page_parts import (
@@ -137,6 +138,7 @@ def render(
     return environment.get_template("page.html.jinja").render(
         results=results,
         table=table_of(results),
+        classes=class_table(results),
         verdict=verdict_of(results),
         charts=charts,
         drawings={name: Markup(chart.svg) for name, chart in charts.items()},  # drawn here, its texts escaped

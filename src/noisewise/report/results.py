@@ -55,6 +55,9 @@ class Row(Part):
     note: str | None = None
     frechet: float | None = None
     kid: Interval | None = None
+    precision: float | None = None
+    recall: float | None = None
+    class_distance: float | None = None
     test_loss: float | None = None
     group_test_loss: Annotated[list[float | None], _or_empty(list)] = []  # [G]
     macs_per_image: float | None = None
@@ -80,8 +83,21 @@ class Metric(Part):
     name: Text = ""
     floor: float | None = None
     kid_floor: Interval | None = None
+    precision: float | None = None
+    recall: float | None = None
+    class_distance: float | None = None
     n: int | None = None
     provenance: Mapped = {}
+
+
+class Classes(Part):
+    """Distances class by class; ``metric`` is None where some class has too few images, ``why`` says which."""
+
+    names: list[str]  # [K]
+    metric: str | None = None
+    why: Text = ""
+    floor: Annotated[list[Interval], _or_empty(list)] = []  # [K]
+    rows: Annotated[dict[str, list[Interval]], _or_empty(dict)] = {}  # [K] each
 
 
 class Data(Part):
@@ -90,6 +106,7 @@ class Data(Part):
     num_test: int | None = None
     size: int | None = None
     channels: int | None = None
+    num_classes: int | None = None
     fingerprint: str | None = None
 
 
@@ -215,6 +232,7 @@ class Results(Part):
     command: str | None = None
     data: Data | None = None
     metric: Metric | None = None
+    classes: Classes | None = None
     autoencoder: AutoencoderPart | None = None  # where networks learned latents
     rows: Annotated[list[Row], _or_empty(list)] = []
     verdict: str | None = None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from noisewise.workflow.conditioning import BESIDE_SAMPLE, guidance_of, guidance_settings, guided_routes
 from noisewise.workflow.foundation import Foundation, lay_foundation
 from noisewise.workflow.graph import Graph, Row
 from noisewise.workflow.plans import Say
@@ -51,10 +53,12 @@ class _Builder:
         inputs = {f"{kind}[{row.id}]": getattr(row, kind) for row in rows for kind in ("model", "sample")}
         settings = {**self.sampling(), "timing": self.evaluating("num_timing_images", "num_threads")}
         timing = StepSpec("timing", "timing", settings, inputs, exclusive=True)
+        coverage = self.coverage(reference, rows)
+        snapshots = self.snapshots(reference)
         latents = self.base.latents
         quality = None if latents is None else self.trainings.once(latents.quality(reference, self.features()))
         return Graph(
-            self.recipe, self.base, rows, self.snapshots(reference), reference, timing, self.ideal_loss(), quality
+            self.recipe, self.base, rows, snapshots, reference, timing, coverage, self.ideal_loss(), quality
         )
 
     # ---- networks
@@ -89,7 +93,7 @@ class _Builder:
             shapes = {g: t.pruned(g) for g in self.base.trained_groups}
             if method == "single-stage":
                 scratch = {g: t.from_scratch(g) for g in self.base.trained_groups}
-                shapes = {g: step.inputs.get("source", step) for g, step in scratch.items()}
+                shapes = {g: (*step.inputs.values(), step)[0] for g, step in scratch.items()}
             inputs = {f"expert[{g}]": step for g, step in shapes.items()}
         return t.once(StepSpec("cost", "cost", settings, inputs))
 
@@ -102,7 +106,8 @@ class _Builder:
         if decoders is None or not (like_multi_decoder or self.recipe.method == "multi-decoder"):
             return self.base.rival_macs
         steps = self.recipe.sample.num_inference_steps
-        found = self.base.plan.routes(self.base.scheduler, steps, decoders.macs).total
+        routes = self.base.plan.routes(self.base.scheduler, steps, decoders.macs)
+        found = guided_routes(routes, guidance_of(self.sampler())).total
         return found if like_multi_decoder or row_id == "base-fewer-steps" else self.base.rival_macs
 
     # ---- measurements
@@ -116,12 +121,13 @@ class _Builder:
             "schedule": self.base.schedule.to_dict(),
             "prediction_type": self.base.objective.prediction_type,
             "variance": self.recipe.objective.variance,
+            **guidance_settings(sample.guidance_scale, self.base.plan_facts),
         }
 
     def sampling(self) -> dict[str, Any]:
         return {
             **self.sampler(),
-            "sample": self.recipe.sample.model_dump(mode="json", exclude={"scheduler", "num_inference_steps"}),
+            "sample": self.recipe.sample.model_dump(mode="json", exclude=BESIDE_SAMPLE),
             "shape": self.base.seen.shape,
             "num_classes": self.base.data.num_classes,
             **({} if self.base.latents is None else {"decode_batch": self.base.latents.settings.encode_batch_size}),
@@ -162,20 +168,20 @@ class _Builder:
         }
         return self.trainings.once(StepSpec("reference", "reference", settings))
 
+    def coverage(self, reference: StepSpec, rows: Sequence[Row]) -> StepSpec:
+        """Precision and recall of all rows, and distances per class where there are classes."""
+        num_classes = self.base.data.num_classes
+        settings = {**reference.settings, **({"num_classes": num_classes} if num_classes else {})}
+        inputs = {"reference": reference, **{f"evaluate[{row.id}]": row.evaluate for row in rows}}
+        return StepSpec("coverage", "coverage", settings, inputs)
+
     def evaluation(self, name: str, sample: StepSpec, reference: StepSpec) -> StepSpec:
         inputs = {"sample": sample, "reference": reference}
         return StepSpec(f"evaluate[{name}]", "evaluate", self.features(), inputs)
 
     def loss(self, model: StepSpec, row_id: RowId) -> StepSpec:
-        settings = {
-            "evaluate": self.evaluating("num_loss_images", "num_threads"),
-            **self.trainings.learning(None, ("test loss",)),
-            "plan": self.base.plan_facts,
-        }
-        name = "base-continued" if model.name == "base-continued" else "base" if model.name == "base" else row_id
-        return self.trainings.once(
-            StepSpec(f"loss[{name}]", "loss", settings, {"model": model, **self.base.latent_inputs})
-        )
+        name = model.name if model.name in ("base", "base-continued") else row_id
+        return self.trainings.loss(model, name)
 
     def ideal_loss(self) -> StepSpec | None:
         """The optimal denoiser's loss: for recipes that compare networks per group, or plan by it."""

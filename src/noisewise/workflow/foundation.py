@@ -14,6 +14,7 @@ from noisewise.evaluation.cost import TRAINING_FACTOR
 from noisewise.objectives import Objective
 from noisewise.planning.plan import Plan
 from noisewise.schedule import NoiseSchedule
+from noisewise.workflow.conditioning import check_null_class, guidance_of, guidance_settings
 from noisewise.workflow.decoders import Decoders, measure_decoders
 from noisewise.workflow.latents import LatentStage, check_denoiser, latent_stage, latents_now
 from noisewise.workflow.networks import (
@@ -137,13 +138,14 @@ def lay_foundation(
         model, scheduler = existing_model(recipe.model)
         network = {"from": str(recipe.model.source), "checksum": weights_checksum(recipe.model.source)}
     else:
-        network = {"config": unet2d_config(recipe.model, seen, recipe.objective)}
+        network = {"config": unet2d_config(recipe.model, seen, recipe.objective, recipe.conditioning.dropout > 0)}
         model = meta_unet2d(network["config"])
     objective, settings = _objective(recipe, scheduler)
     check_time_embedding(model, objective.schedule)
     if scheduler is not None or "from" in network:
         notes.extend([] if latents is None else check_denoiser(recipe, model, latents))
         check_fits(model, scheduler, seen, objective)
+        check_null_class(recipe, model)
     sampler, visited = sampler_of(recipe, objective)
     if latents is not None:
         from noisewise.models.autoencoder import check_scheduler
@@ -158,9 +160,11 @@ def lay_foundation(
     if dataset is not None:
         plan.check_data(seen.shape)
     decoders = _decoders(recipe, network, plan, notes)
+    guidance = guidance_of(guidance_settings(recipe.sample.guidance_scale, facts_of(plan)))
+    calls = sum(guidance.calls_at(float(t)) for t in visited)
     macs, parameters = _cost(model)
     return Foundation(
-        data, objective, settings, network, macs, parameters, plan, decoders, sampler, len(visited),
+        data, objective, settings, network, macs, parameters, plan, decoders, sampler, calls,
         _features_checksum(recipe), notes + plan.notes, latents,
     )  # fmt: skip
 

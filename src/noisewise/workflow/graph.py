@@ -52,6 +52,7 @@ class Graph:
     snapshots: Mapping[int, StepSpec]  # training images -> evaluation of the base at that point
     reference: StepSpec
     timing: StepSpec
+    coverage: StepSpec
     ideal_loss: StepSpec | None = None  # of the optimal denoiser, where the report draws it
     reconstruction: StepSpec | None = None  # of images by the autoencoder, where networks learn latents
 
@@ -72,7 +73,7 @@ class Graph:
         ends = [step for row in self.rows for step in (row.evaluate, row.loss)]
         models = closure(row.model for row in sorted(self.rows, key=lambda row: row.id != "multi-decoder"))
         first = [step for step in (self.reference, self.reconstruction, self.ideal_loss) if step is not None]
-        return tuple(closure([*first, *models, *ends, *self.snapshots.values(), self.timing]))
+        return tuple(closure([*first, *models, *ends, *self.snapshots.values(), self.coverage, self.timing]))
 
     def step(self, name: str) -> StepSpec:
         """A step by its name."""

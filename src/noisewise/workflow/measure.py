@@ -17,6 +17,7 @@ from noisewise.planning.plan import Plan
 from noisewise.sampling.kinds import steps_within
 from noisewise.schedule import NoiseSchedule
 from noisewise.streams import stream
+from noisewise.workflow.conditioning import GUIDANCE, guidance_of, guided_routes
 from noisewise.workflow.machine import device
 from noisewise.workflow.store import StepSpec, Store, closure
 
@@ -61,7 +62,7 @@ def image_cost(model: ModelMixin, settings: Any, num_inference_steps: int) -> Re
     else:
         plan, macs = Plan.single(NoiseSchedule.from_dict(settings["schedule"])), [macs_of(model)]
         active = [count_parameters(model)]
-    routes = plan.routes(scheduler_of(settings), num_inference_steps, macs)
+    routes = guided_routes(plan.routes(scheduler_of(settings), num_inference_steps, macs), guidance_of(settings))
     return {
         "macs_per_image": routes.total,
         "num_inference_steps": num_inference_steps,
@@ -76,7 +77,18 @@ def steps_at(model: ModelMixin, settings: Any, macs_per_image: float) -> int:
 
     Fewer than the settings' where the image is cheaper than by ``model``, more where it is dearer.
     """
-    return steps_within(settings["scheduler"], steps_at_cost(macs_per_image, macs_of(model)))
+    guidance, macs = guidance_of(settings), macs_of(model)
+    steps = steps_within(settings["scheduler"], steps_at_cost(macs_per_image, macs))
+    if guidance.is_off:
+        return steps
+    schedule, scheduler = NoiseSchedule.from_dict(settings["schedule"]), scheduler_of(settings)
+
+    def cost(steps: int) -> int:  # how many steps are guided depends on where they fall
+        return macs * sum(guidance.calls_at(float(t)) for t in schedule.visited(scheduler, steps))
+
+    while steps > 1 and cost(steps) > macs_per_image * (1 + 1e-9):
+        steps -= 1
+    return steps
 
 
 def sample(job: Job) -> Result:
@@ -120,7 +132,7 @@ def draw_images(
     """[num_images, C, H, W] uint8; image i has the stream (sample.seed, i), whatever the batch."""
     from noisewise.sampling.sampler import sample_images
 
-    sampling = settings["sample"]
+    sampling, guidance = settings["sample"], guidance_of(settings)
     return sample_images(
         model,
         scheduler_of(settings),
@@ -130,6 +142,8 @@ def draw_images(
         batch_size=sampling["batch_size"],
         sample_shape=tuple(settings["shape"]),
         class_labels=class_labels(num_images, settings["num_classes"]),
+        guidance_scale=guidance.scales,
+        plan=guidance.plan,
         eta=sampling["eta"],
         device=device(),
         progress=progress,
@@ -207,6 +221,7 @@ def evaluate(job: Job) -> Result:
         sampler=str(sampled.settings["scheduler"]),
         num_inference_steps=job.result_of("sample")["num_inference_steps"],
         seed=sampled.settings["sample"]["seed"],
+        guidance_scale=sampled.settings.get(GUIDANCE, {}).get("scale"),
         ema=_is_averaged(sampled.inputs["model"]),
     )
     _save_features(job.workspace, features)  # studies compare arms image by image

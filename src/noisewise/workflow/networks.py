@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from noisewise.errors import SettingError
 from noisewise.files import sha256_file
-from noisewise.models.networks.network import SHAPE_SETTINGS
+from noisewise.models.networks.network import NULL_CLASS, SHAPE_SETTINGS
 from noisewise.streams import seed_of
+from noisewise.workflow.conditioning import check_classes
 from noisewise.workflow.explain import unknown_setting
 from noisewise.workflow.settings import (
     ExistingModel,
@@ -49,15 +50,19 @@ class DataInfo:
 
 
 def unet2d_config(
-    settings: UNet2DSettings | PaperModel, data: DataInfo, objective: ObjectiveSettings
+    settings: UNet2DSettings | PaperModel, data: DataInfo, objective: ObjectiveSettings, null_class: bool = False
 ) -> dict[str, Any]:
-    """All settings of a new network: a UNet2DModel, or a ShapedUNet2DModel where some are shapes of single layers."""
+    """All settings of a new network: a UNet2DModel, or a ShapedUNet2DModel where some are shapes of single layers.
+
+    Args:
+        null_class: embed one class more, which stands for none.
+    """
     from diffusers import UNet2DModel
 
     if isinstance(settings, PaperModel):
         from noisewise.models.paper_multi_decoder import PAPER_MULTI_DECODER_NETWORKS
 
-        return {**PAPER_MULTI_DECODER_NETWORKS[settings.name].settings, **_sizes(data, objective)}
+        return {**PAPER_MULTI_DECODER_NETWORKS[settings.name].settings, **_sizes(data, objective, null_class)}
     given = {key: value for key, value in settings.model_dump(mode="json").items() if key != "kind"}
     known = [name for name in inspect.signature(UNet2DModel.__init__).parameters if name != "self"]
     known += SHAPE_SETTINGS
@@ -75,17 +80,20 @@ def unet2d_config(
             f"the images have {data.size}; use fewer, or set data.image_size"
         )
     blocks = {"down_block_types": list(down), "up_block_types": list(up)}
-    return {"attention_head_dim": None, **given, **blocks, **_sizes(data, objective)}
+    return {"attention_head_dim": None, **given, **blocks, **_sizes(data, objective, null_class)}
 
 
-def _sizes(data: DataInfo, objective: ObjectiveSettings) -> dict[str, Any]:
+def _sizes(data: DataInfo, objective: ObjectiveSettings, null_class: bool) -> dict[str, Any]:
     """What the data decides of a network."""
-    return {
+    sizes = {
         "sample_size": data.size,
         "in_channels": data.channels,
         "out_channels": data.channels * (2 if objective.variance == "learned_range" else 1),
         "num_class_embeds": data.num_classes,
     }
+    if null_class and data.num_classes is not None:
+        sizes |= {"num_class_embeds": data.num_classes + 1, NULL_CLASS: data.num_classes}
+    return sizes
 
 
 @contextmanager
@@ -243,9 +251,4 @@ def check_fits(model: ModelMixin, scheduler: Any, data: DataInfo, objective: Obj
             f"model.from: the network is made for images of {'x'.join(map(str, sorted(set(size))))} pixels, the data "
             f"has {data.size}; set data.image_size: {size[0]}"
         )
-    classes = network.num_classes(model)
-    if classes != data.num_classes:
-        raise SettingError(
-            f"data.conditional: the network in model.from has {classes or 'no'} classes, the data gives "
-            f"{data.num_classes or 'none'}"
-        )
+    check_classes(model, data.num_classes)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from noisewise.data.settings import DataSettings
 from noisewise.errors import SettingError
 from noisewise.training.settings import TrainSettings
+from noisewise.workflow.conditioning import ConditioningSettings, check_conditioning
 from noisewise.workflow.explain import explain
 from noisewise.workflow.latent_settings import AutoencoderSettings
 from noisewise.workflow.plan_settings import PlanSettings, Section, other_method
@@ -40,6 +41,8 @@ class Recipe(Section):
     """Where the images come from."""
     horizontal_flip: bool = False
     """Mirror training images at random; not for digits, letters and the like."""
+    conditioning: ConditioningSettings = ConditioningSettings()
+    """Labels as conditions of the networks."""
     autoencoder: AutoencoderSettings | None = None
     """Networks learn latents instead of pixels: those of an existing autoencoder (`from: FOLDER`) or of a small one
     that is trained first (`kind: kl`). Default: the pipeline's own where `model.from` has one, else pixels."""
@@ -65,11 +68,11 @@ class Recipe(Section):
     """Method single-stage."""
     multi_decoder: MultiDecoderSettings = MultiDecoderSettings()
     """Method multi-decoder, and the rows it is compared with."""
+    merge: MergeSettings = MergeSettings()
+    """Row merged."""
     sample: SampleSettings
     """Images for the evaluation."""
     evaluate: EvaluateSettings = EvaluateSettings()
-    merge: MergeSettings = MergeSettings()
-    """Row merged."""
     """Comparison of the rows."""
     compare: tuple[RowId, ...] = ("base-continued", "base-fewer-steps", "unpruned", "uniform")
     """Rows beside the method's own, all at the same total number of training images (with a stage 2, `base` is stage 1
@@ -100,6 +103,7 @@ class Recipe(Section):
             raise ValueError("compare: names a row twice")
         self._check_stage_2()
         self._check_scratch(existing)
+        check_conditioning(self)
         return self
 
     def _check_stage_2(self) -> None:

@@ -51,7 +51,9 @@ def collect(graph: Graph, store: Store, cached: Mapping[str, bool]) -> dict[str,
             "kid_floor": _interval(reference["kid"]),
             "n": reference["n"],
             "provenance": reference["frechet"],
+            **covered(store.record(graph.coverage).result["floor"]),
         },
+        "classes": _classes(graph, store),
         "rows": rows,
         "verdict": verdict(rows, graph.recipe.method),
         "plan": graph.plan.to_dict(),
@@ -74,7 +76,7 @@ def collect(graph: Graph, store: Store, cached: Mapping[str, bool]) -> dict[str,
             {"step": step.name, "seconds": store.record(step).seconds, "cached": cached.get(step.name, True)}
             for step in graph.steps
         ],
-        "warnings": [*graph.base.notes, *doubts(learned), *sorted(flags), *_fallbacks(store, own)],
+        "warnings": [*graph.base.notes, *doubts(learned), *sorted(flags), *fallbacks(store, _prunings(own))],
         **learned,
         "real_samples": "samples/real.png",
         "model": own.model.id,
@@ -92,6 +94,7 @@ def _row(graph: Graph, row: Row, store: Store) -> dict[str, Any]:
         "note": row.note,
         "frechet": evaluation.result["frechet"]["value"],
         "kid": _interval(evaluation.result["kid"]),
+        **covered(store.record(graph.coverage).result["rows"][row.id]),
         "group_test_loss": loss["groups"],
         "test_loss": loss["mean"],
         **{key: cost[key] for key in ("macs_per_image", "num_inference_steps", "active_parameters")},
@@ -109,6 +112,27 @@ def _row(graph: Graph, row: Row, store: Store) -> dict[str, Any]:
             "timed_images": timing.result["num_images"],
             "threads": timing.provenance.get("threads"),
         },
+    }
+
+
+def covered(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Precision, recall and the mean distance per class, of a row or of the floor."""
+    distances = [each["value"] for each in found.get("per_class", [])]
+    mean = {"class_distance": sum(distances) / len(distances)} if distances else {}
+    return {"precision": found["precision"], "recall": found["recall"], **mean}
+
+
+def _classes(graph: Graph, store: Store) -> dict[str, Any] | None:
+    """Distances class by class; None for runs without classes."""
+    found = store.record(graph.coverage).result
+    if "classes" not in found:
+        return None
+    floor = found["floor"]["per_class"]
+    return {
+        **found["classes"],
+        "metric": floor[0]["metric"] if floor else None,
+        "floor": [_interval(each) for each in floor],
+        "rows": {row: [_interval(each) for each in one["per_class"]] for row, one in found["rows"].items()},
     }
 
 
@@ -236,10 +260,10 @@ def _proposals(store: Store, step: StepSpec) -> dict[str, Any]:
     return {"group": _group_of(step), "candidates": result.get("proposed", {}), **result.get("proposer", {})}
 
 
-def _fallbacks(store: Store, own: Row) -> list[str]:
+def fallbacks(store: Store, prunings: Sequence[StepSpec]) -> list[str]:
     """Groups whose language model did not give all candidates that were asked for."""
     found = []
-    for step in _prunings(own):
+    for step in prunings:
         counts = store.record(step).result.get("proposed", {})
         asked, total = step.settings["prune"].proposer.kind, sum(counts.values())
         if counts.get(asked, 0) < total:

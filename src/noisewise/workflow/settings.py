@@ -198,8 +198,10 @@ class BaseSettings(TrainSettings):
 class SingleStageSettings(Section):
     """Method single-stage: each group's model from scratch, at the same total number of training images."""
 
-    architecture: Literal["pruned", "base"] = "pruned"
-    """The networks: the pruned ones' shapes, or the base's."""
+    architecture: Literal["pruned", "base", "experts"] = "pruned"
+    """The networks' shapes: as a new network is pruned, the base's, or those of method tdc's experts (needs a base)."""
+    num_images: int | None = Field(default=None, ge=1)
+    """Training images of each group; default: its share of what the other rows see."""
 
 
 class MultiDecoderSettings(Section):
@@ -247,6 +249,9 @@ class SampleSettings(Section):
     """Images per row; at most the number of training images, which give the real-against-real floor at the same n."""
     batch_size: int = Field(default=128, ge=1)
     """Images made at once; an image does not depend on it."""
+    guidance_scale: Annotated[float, Field(ge=0)] | tuple[Annotated[float, Field(ge=0)], ...] = 1.0
+    """How far to lead away from what a network answers without labels (classifier-free guidance): one value, or one per
+    group from data to noise. 1: no guidance, one call of the network a step; all but 0 and 1 take two."""
     eta: float = Field(default=0.0, ge=0, le=1)
     """DDIM's noise: 0 deterministic, 1 as DDPM."""
     seed: int = Field(default=0, ge=0)

@@ -16,12 +16,13 @@ from pydantic import ValidationError
 from noisewise.errors import SettingError
 from noisewise.files import disk_errors, write_json
 from noisewise.models.loading import load_denoiser, save_pipeline
-from noisewise.models.networks import describe, known_network
+from noisewise.models.networks import describe
 from noisewise.planning.plan import Plan
 from noisewise.pruning.settings import SearchSettings
 from noisewise.sampling.kinds import SchedulerKind
 from noisewise.schedule import NoiseSchedule
 from noisewise.workflow import measure
+from noisewise.workflow.conditioning import scales_of
 from noisewise.workflow.explain import explain
 from noisewise.workflow.foundation import make_schedule
 from noisewise.workflow.machine import device
@@ -209,12 +210,23 @@ def sample_model(
     batch_size: int,
     eta: float,
     progress: Callable[[float], None] | None = None,
+    *,
+    guidance_scale: Sequence[float] = (1.0,),
+    class_labels: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """Images of a model as PNG files, and a grid of the first."""
+    """Images of a model as PNG files, and a grid of the first.
+
+    Args:
+        guidance_scale: one value, or one per group of the model.
+        class_labels: of the images, in turn; by default every class.
+    """
     from PIL import Image
 
     check_new(out)
-    images = images_of(folder, num_images, sampler, num_inference_steps, seed, batch_size, eta, progress)
+    images = images_of(
+        folder, num_images, sampler, num_inference_steps, seed, batch_size, eta, progress,
+        guidance_scale=guidance_scale, class_labels=class_labels,
+    )  # fmt: skip
     digits = len(str(num_images - 1))
     with whole_folder(out) as folder:
         for i, image in enumerate(images):
@@ -233,6 +245,9 @@ def images_of(
     batch_size: int,
     eta: float,
     progress: Callable[[float], None] | None = None,
+    *,
+    guidance_scale: Sequence[float] = (1.0,),
+    class_labels: Sequence[int] | None = None,
 ) -> np.ndarray:
     """[num_images, C, H, W] uint8 from a model's or pipeline's folder."""
     from noisewise.sampling.sampler import sample_images
@@ -241,8 +256,6 @@ def images_of(
     if scheduler is None:
         raise SettingError(f"{folder}: has no scheduler; give the folder of a pipeline")
     model = model.to(device()).eval()
-    network = known_network(model)
-    num_classes = None if network is None else network.num_classes(model)
     return sample_images(
         model,
         sampler_for(sampler, scheduler),
@@ -250,11 +263,27 @@ def images_of(
         num_inference_steps=num_inference_steps,
         seed=seed,
         batch_size=batch_size,
-        class_labels=measure.class_labels(num_images, num_classes),
+        class_labels=_labels_in_turn(model, num_images, class_labels),
+        guidance_scale=guidance_scale,
         eta=eta,
         progress=progress,
         decode=latent_decoder(folder),
     ).numpy()
+
+
+def _labels_in_turn(model: Any, num_images: int, class_labels: Sequence[int] | None) -> Any:
+    """[num_images] int64: the labels asked for, else every class, over and over; None where the model has none."""
+    import torch
+
+    from noisewise.models.labels import classes_of
+
+    classes = classes_of(model)
+    if class_labels is None:
+        return measure.class_labels(num_images, None if classes is None else classes.num_classes)
+    if classes is None:
+        raise SettingError(f"class_labels: {class_labels[0]} given; the network takes no class labels")
+    classes.check(class_labels, "class_labels")
+    return torch.tensor(class_labels)[torch.arange(num_images) % len(class_labels)]
 
 
 def latent_decoder(folder: Path) -> Any:
@@ -287,7 +316,7 @@ def evaluate_model(
     extractor = measure.extractor_of({"evaluate": recipe.evaluate.model_dump(mode="json")})
     images = images_of(
         folder, sample.num_images, sample.scheduler, sample.num_inference_steps, sample.seed, sample.batch_size,
-        sample.eta, progress,
+        sample.eta, progress, guidance_scale=scales_of(sample.guidance_scale),
     )  # fmt: skip
     sampled = Features.of(
         extractor, images, model=folder.name, sampler=sample.scheduler,

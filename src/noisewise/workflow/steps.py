@@ -16,9 +16,10 @@ from noisewise.objectives import Objective
 from noisewise.planning.plan import Plan
 from noisewise.schedule import NoiseSchedule
 from noisewise.streams import seed_of
-from noisewise.workflow import decoders, measure, merging
+from noisewise.workflow import covering, decoders, measure, merging
 from noisewise.workflow import latent_steps as latents
 from noisewise.workflow import stage_steps as stages
+from noisewise.workflow.conditioning import guidance_of, guided_routes
 from noisewise.workflow.machine import device, process_rank
 from noisewise.workflow.networks import make_objective, new_unet2d
 from noisewise.workflow.stitching import steps as stitching
@@ -129,7 +130,7 @@ def train(job: Job) -> Result:
         teacher=teacher,
         horizontal_flip=settings["horizontal_flip"],
         snapshots=snapshots,
-        **{name: settings[name] for name in ("ranges", "group_draws") if name in settings},
+        **{name: settings[name] for name in ("ranges", "group_draws", "label_dropout") if name in settings},
         log=lambda step: job.update(
             step.images_seen, total, f"loss {step.loss:.4f}, {step.images_per_second:,.0f} images/s"
         ),
@@ -152,7 +153,7 @@ def network_to_train(job: Job) -> ModelMixin:
     names = (settings["seed"], *settings["names"])
     if "shape" in job.step.inputs:
         shaped: Any = load_model(job.input("shape"))
-        return reinitialised(shaped.experts[settings["expert"]], names)
+        return reinitialised(shaped.experts[settings["expert"]] if "expert" in settings else shaped, names)
     if "source" not in job.step.inputs:
         return new_network(settings["network"], names).to(device())
     model = load_model(job.input("source"))
@@ -237,7 +238,10 @@ def cost(job: Job) -> Result:
         roles = [f"expert[{g.index}]" for g in plan.groups]
         macs = [job.result_of(role)["macs"] if role in job.step.inputs else None for role in roles]
     routes = plan.routes(measure.scheduler_of(settings), settings["num_inference_steps"], macs)
-    mean_fraction = routes.mean / settings["base_macs"]
+    guidance = guidance_of(settings)
+    calls = sum(guidance.calls_at(step.t) for step in routes.steps) / len(routes.steps)  # of a step
+    routes = guided_routes(routes, guidance)
+    mean_fraction = routes.mean / (calls * settings["base_macs"])
     return {"macs_per_image": routes.total, "mean_fraction": mean_fraction, "base_macs": settings["base_macs"]}
 
 
@@ -271,13 +275,14 @@ ACTIONS: dict[str, Callable[[Job], Result]] = {
     "pick": stages.pick,
     "cost": cost,
     "assemble": assemble,
+    "merge": merging.merge,
     "sample": measure.sample,
     "reference": measure.reference,
     "evaluate": measure.evaluate,
+    "coverage": covering.coverage,
     "loss": measure.loss,
     "ideal_loss": measure.ideal_loss,
     "timing": measure.timing,
-    "merge": merging.merge,
     "floor": study.floor,
     "neighbours": study.neighbours,
     "resample": study.resample,

@@ -66,6 +66,7 @@ class Trainings:
             "train": train,
             **self.learning(timesteps, names),
             "horizontal_flip": self.recipe.horizontal_flip and self.base.latents is None,  # latents of both are cached
+            **({"label_dropout": dropout} if (dropout := self.recipe.conditioning.dropout) else {}),
             **more,
         }
         return self.once(
@@ -142,11 +143,14 @@ class Trainings:
 
     def from_scratch(self, group: int) -> StepSpec:
         """A group's network of the single-stage method."""
-        g = self.base.plan.groups[group]
-        train = self.scratch(self.total_images // len(self.base.trained_groups))
+        g, settings = self.base.plan.groups[group], self.recipe.single_stage
+        train = self.scratch(settings.num_images or self.total_images // len(self.base.trained_groups))
         timesteps, names = self.timesteps(group), ("single-stage", group)
-        if self.recipe.single_stage.architecture == "base" or g.cost_limit >= 1:
+        if settings.architecture == "base" or g.cost_limit >= 1:
             return self.train(f"scratch[{group}]", train, names, timesteps, network=self.base.network)
+        if settings.architecture == "experts":
+            macs = self.base.macs * g.cost_limit
+            return self.train(f"scratch[{group}]", train, names, timesteps, macs=macs, shape=self.pruned(group))
         untrained = self.once(
             StepSpec("untrained", "untrained", {"network": self.base.network, "seed": self.recipe.seed})
         )
@@ -182,7 +186,7 @@ class Trainings:
         macs = self.base.macs * min(1.0, self.base.mean_limit)
         return self.train("uniform", self.continued_images(), ("continued",), source=small, macs=macs)
 
-    def assemble(self, row_id: RowId, experts: dict[int, StepSpec]) -> StepSpec:
+    def assemble(self, row_id: str, experts: dict[int, StepSpec]) -> StepSpec:
         """The groups' networks as one."""
         inputs = {f"expert[{group}]": step for group, step in experts.items()}
         return self.once(StepSpec(f"assemble[{row_id}]", "assemble", {"plan": self.base.plan_facts}, inputs))

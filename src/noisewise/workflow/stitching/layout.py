@@ -16,6 +16,7 @@ import numpy as np
 from noisewise.errors import SettingError
 from noisewise.models.stitch import End, macs_of
 from noisewise.schedule import NoiseSchedule
+from noisewise.workflow.conditioning import BESIDE_SAMPLE, guidance_settings
 from noisewise.workflow.networks import DataInfo, check_fits, weights_checksum
 from noisewise.workflow.stitching.settings import (
     Pair,
@@ -207,7 +208,8 @@ class _Layout:
             "schedule": objective.schedule.to_dict(),
             "prediction_type": objective.prediction_type,
             "variance": objective.variance,
-            "sample": sample.model_dump(mode="json", exclude={"scheduler", "num_inference_steps"}),
+            **guidance_settings(sample.guidance_scale),
+            "sample": sample.model_dump(mode="json", exclude=BESIDE_SAMPLE),
             "shape": self.data.shape,
             "num_classes": self.data.num_classes,
             **self.features,
