@@ -57,6 +57,23 @@ def test_list_and_bad_input(recipe: Path, tmp_path: Path) -> None:
         assert failed.stderr.count("\n") == 1
 
 
+def test_a_study_without_images_says_what_it_costs_and_resumes(recipe: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    words = ("tdc-table4", "--recipe", str(recipe), "--runs", str(runs), "--progress", "lines")
+    dry = run(*words, "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert "2 arms x 1 seed = 2 cells" in dry.stdout
+    assert "sample" not in dry.stdout
+    first = run(*words)
+    assert first.returncode == 0, first.stderr
+    assert "metric:" not in first.stdout
+    assert "Seconds of the whole method: importances alone:" in first.stdout
+    done = {path: path.stat().st_mtime_ns for path in runs.rglob("*.json")}
+    assert not list(runs.glob("store/*sample*"))
+    assert run(*words).returncode == 0
+    assert done == {path: path.stat().st_mtime_ns for path in done}
+
+
 def test_dry_run_then_killed_then_resumed_by_two_processes(recipe: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     words = ("tdc-figure7", "--recipe", str(recipe), "--runs", str(runs), "--jobs", "2", "--resamples", "20")

@@ -13,7 +13,7 @@ from noisewise.errors import SettingError
 
 if TYPE_CHECKING:
     from noisewise.workflow.store import Store
-    from noisewise.workflow.study.layout import Layout
+    from noisewise.workflow.study.cells import Layout
 
 LIST = "list"
 

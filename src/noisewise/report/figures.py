@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from noisewise.planning.plan import Plan
 
-_FROM_BASE = ("base-continued", "base-fewer-steps", "unpruned", "tdc", "uniform", "distilled")
+_FROM_BASE = ("base-continued", "base-fewer-steps", "deepcache", "unpruned", "tdc", "uniform", "distilled")
 _FLOOR_ROOM = 4  # how far below the least measured loss the ideal one is followed
 _AXIS_NAMES = {"timestep": "training timestep t", "sigma": "noise level σ", "flow-time": "flow time t"}
 
@@ -101,7 +101,7 @@ def reference_of(rows: Sequence[str]) -> str | None:
 @styled
 def loss_figure(data: Columns, groups: Sequence[GroupOfPlan] = (), coordinate: str = "timestep") -> Figure:
     """Above: held-out loss against t, before and after, and the ideal one. Below: the same as a ratio to the base."""
-    rows = [row for row in unique(data["row"]) if row not in ("base-fewer-steps", figure_data.IDEAL)]
+    rows = [row for row in unique(data["row"]) if row not in ("base-fewer-steps", "deepcache", figure_data.IDEAL)]
     reference = reference_of(rows)
     figure = new_figure(4.3)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.25, 1])

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Results = Mapping[str, Any]
+MANY = 10_000  # along an axis: shown as 10k
 _LOOKS = [STYLES[name] for name in STYLES if name != "base"]
 
 
@@ -81,6 +82,16 @@ def cost_figure(results: Results) -> Figure:
     return figure
 
 
+def _log_ticks(axis: Axes, values: Sequence[float]) -> None:
+    """A logarithmic axis with a tick at each value."""
+    from matplotlib.ticker import EngFormatter, NullLocator
+
+    axis.set_xscale("log")
+    axis.set_xticks(values)
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
 @styled
 def axis_figure(results: Results) -> Figure:
     """Fréchet distance along the study's axis, one line per kind of arm; small marks are single seeds."""
@@ -99,6 +110,10 @@ def axis_figure(results: Results) -> Figure:
             axis.plot([arm["x"]] * len(values), values, "_", color=look.light, ms=5, mew=1)
     _quality(axis, results, [value for arm in placed for value in arm["frechet"]["values"]])
     axis.set_xlabel(results["axis"])
+    if max(arm["x"] for arm in placed) >= MANY:
+        count_axis(axis)
+    if results["log_axis"]:
+        _log_ticks(axis, sorted({arm["x"] for arm in placed}))
     if len(lines) > 1:
         figure.legend(loc="outside upper left", ncols=2)
     return figure

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from noisewise.files import write_atomic
+from noisewise.report import study_figures, study_pruning_figures
 from noisewise.report.page_parts import Picture, data_uri, duration, flattened, moment, number
-from noisewise.report.study_figures import ALT, DRAW, arm_styles
-from noisewise.report.study_tables import load_study, study_table
+from noisewise.report.study_figures import arm_styles
+from noisewise.report.study_tables import compared_spread, load_study, study_table
 from noisewise.report.study_words import (
     MATCH_HEADS,
     answers,
@@ -21,6 +22,8 @@ from noisewise.report.study_words import (
 )
 from noisewise.report.style import inline_svg, standalone_svg, svg_of, variable_of, variables
 
+DRAW = {**study_figures.DRAW, **study_pruning_figures.DRAW}
+ALT = {**study_figures.ALT, **study_pruning_figures.ALT}
 PAGE, MARKDOWN, FIGURES = "study.html", "study.md", "figures"
 
 
@@ -85,10 +88,11 @@ def render(results: Mapping[str, Any], drawings: Mapping[str, str], grids: list[
         drawings={name: Markup(svg) for name, svg in drawings.items()},  # drawn here, its texts escaped
         captions=ALT,
         grids=grids,
+        compared={arm["key"]: compared_spread(results, arm)["values"] for arm in results["arms"]},
         keys={key: variable_of(look) for key, look in arm_styles(results).items()},
         overrides=[(arm["label"], flattened(arm["overrides"])) for arm in results["arms"]],
         recipe=yaml.safe_dump(results["recipe"], sort_keys=False, allow_unicode=True, width=88),
-        provenance=flattened(results["metric"]["provenance"]),
+        provenance=[] if results["metric"] is None else flattened(results["metric"]["provenance"]),
         light=Markup(light),
         dark=Markup(dark),
     )

@@ -74,10 +74,64 @@ def _group(i: int) -> Callable[[Arm], Value]:
     return lambda arm: arm["group_test_loss"][i]
 
 
+def compared_spread(results: Mapping[str, Any], arm: Arm) -> Mapping[str, Any]:
+    """What arms are compared by, over seeds: {"mean", "deviation", "values"}."""
+    name = results["compared"]["name"]
+    found: Mapping[str, Any] = arm[name] if name in arm else arm["own"][name]
+    return found
+
+
+def _own(name: str) -> Callable[[Arm], Value]:
+    def value(arm: Arm) -> Value:
+        found = arm["own"][name]
+        return Interval(**found) if isinstance(found, Mapping) and "low" in found else found
+
+    return value
+
+
+def own_columns(results: Mapping[str, Any]) -> list[Column]:
+    """Columns that one study alone has."""
+    return [
+        Column(own["section"], own["title"], own["unit"], own["definition"], _own(own["name"]), own["scaling"],
+               own["digits"])
+        for own in results["columns"]
+    ]  # fmt: skip
+
+
+def _beside(columns: list[Column], more: list[Column], before: str) -> list[Column]:
+    """Both, sections whole: a column joins its section, or a new one that stands before section ``before``."""
+    for column in more:
+        known = [i for i, other in enumerate(columns) if other.section == column.section]
+        first = next(i for i, other in enumerate(columns) if other.section == before)
+        columns = [*columns[: (at := known[-1] + 1 if known else first)], column, *columns[at:]]
+    return columns
+
+
 def columns_of(results: Mapping[str, Any]) -> list[Column]:
-    """All columns; losses by group where all arms have the same groups."""
-    metric, references = results["metric"], {label_against(results, arm) for arm in results["arms"]}
-    against = f"“{references.pop()}”" if len(references) == 1 else "the arm it is compared with"
+    """All columns of the table."""
+    own = own_columns(results)
+    if results["metric"] is not None:
+        return _beside(_sampled_columns(results), own, "Cost of an image")
+    if not any(arm["difference"] for arm in results["arms"]):
+        return own
+    better = "above" if results["compared"]["higher_is_better"] else "below"
+    title = results["compared"]["title"]
+    return [
+        *own,
+        Column("Comparison", "difference", "", f"{title[0].upper()}{title[1:]} less that of {_against(results)}, with "
+               f"its 95 % interval. {better.capitalize()} zero is better.", difference_of),
+        Column("Comparison", "says", "", "“no difference shown” where the interval covers zero.", _relation),
+    ]  # fmt: skip
+
+
+def _against(results: Mapping[str, Any]) -> str:
+    references = {label_against(results, arm) for arm in results["arms"]}
+    return f"“{references.pop()}”" if len(references) == 1 else "the arm it is compared with"
+
+
+def _sampled_columns(results: Mapping[str, Any]) -> list[Column]:
+    """Columns of a study of images; losses by group where all arms have the same groups."""
+    metric, against = results["metric"], _against(results)
     first = results["arms"][0]["groups"]
     same = len(first) > 1 and all(arm["groups"] == first for arm in results["arms"])
     groups = [

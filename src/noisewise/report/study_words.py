@@ -10,6 +10,7 @@ from noisewise.report.columns import MISSING, decimals_of, format_value, scale_o
 from noisewise.report.page_parts import duration, moment, number
 from noisewise.report.study_tables import (
     Arm,
+    compared_spread,
     difference_of,
     label_against,
     label_of_reference,
@@ -19,6 +20,7 @@ from noisewise.report.study_tables import (
 )
 
 ONE_SEED = "One training seed: the intervals cover the choice of images, not the training's own luck."
+ONE_SEED_BARE = "One training seed: nothing is said of the training's own luck."
 
 
 def answers(results: Mapping[str, Any]) -> list[str]:
@@ -27,7 +29,8 @@ def answers(results: Mapping[str, Any]) -> list[str]:
     found = [
         _answer(arm, label_against(results, arm), several) for arm in results["arms"] if arm["difference"] is not None
     ]
-    return found + ([ONE_SEED] if len(results["seeds"]) == 1 else [])
+    caveat = ONE_SEED if results["metric"] is not None else ONE_SEED_BARE
+    return found + ([caveat] if len(results["seeds"]) == 1 else [])
 
 
 def _answer(arm: Arm, reference: str, several: bool) -> str:
@@ -45,6 +48,8 @@ def _answer(arm: Arm, reference: str, several: bool) -> str:
 def headline(results: Mapping[str, Any]) -> str:
     """One sentence: which arms differ from the arm they are compared with."""
     compared = [arm for arm in results["arms"] if arm["difference"] is not None]
+    if not compared:
+        return f"{results['compared']['title'].capitalize()}: {_values(results)}."
     several = len({arm["against"] for arm in compared}) > 1
     by = {
         relation: [f"“{arm['label']}”" for arm in compared if arm["difference"]["relation"] == relation]
@@ -76,11 +81,12 @@ def paper_lines(results: Mapping[str, Any]) -> list[list[str]]:
         base = _number_of(own["paper"])
         printed = _number_of(arm["paper"])
         theirs = MISSING if base is None or printed is None else _percent(printed / base - 1)
-        ours = _percent(arm["frechet"]["mean"] / own["frechet"]["mean"] - 1)
+        mean = compared_spread(results, arm)["mean"]
+        ours = _percent(mean / compared_spread(results, own)["mean"] - 1)
         columns = [*arm["paper"], *[MISSING] * (len(results["paper"]["columns"]) - len(arm["paper"]))]
-        lines.append([str(arm["label"]), f"{arm['frechet']['mean']:.4g}", ours, theirs, *columns])
+        lines.append([str(arm["label"]), f"{mean:.4g}", ours, theirs, *columns])
     for label, *printed in results["paper"]["others"]:
-        lines.append([str(label), MISSING, MISSING, MISSING, *printed])
+        lines.append([str(label), MISSING, MISSING, MISSING, *(text or MISSING for text in printed)])
     return lines
 
 
@@ -96,8 +102,10 @@ def _percent(share: float) -> str:
 
 
 def noise_sentences(results: Mapping[str, Any]) -> list[str]:
-    """The metric's own noise, in words."""
+    """The metric's own noise, in words; nothing of a study without images."""
     metric = results["metric"]
+    if metric is None:
+        return []
     floor = metric["floor"]
     found = [
         f"Real images against real ones score {floor['mean']:.3g} ± {floor['deviation']:.2g} (n = {floor['n']:,} a "
@@ -133,10 +141,15 @@ MATCH_HEADS = ("seed", "distance to reach", "training images", "training compute
 
 
 def spoken(folder: Path) -> str:
-    """Distances and answers for a terminal."""
+    """What arms are compared by, and answers, for a terminal."""
     results = load_study(folder)
-    distances = [f"{arm['label']}: {arm['frechet']['mean']:.4g}" for arm in results["arms"]]
-    return "\n".join([f"Fréchet distance: {'; '.join(distances)}", headline(results), *answers(results)])
+    title = results["compared"]["title"]
+    values = f"{title[0].upper()}{title[1:]}: {_values(results)}"
+    return "\n".join(dict.fromkeys([values, headline(results), *answers(results)]))
+
+
+def _values(results: Mapping[str, Any]) -> str:
+    return "; ".join(f"{arm['label']}: {compared_spread(results, arm)['mean']:.4g}" for arm in results["arms"])
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -154,14 +167,16 @@ def markdown(results: Mapping[str, Any]) -> str:
         headline(results),
         "\n".join(f"- {answer}" for answer in answers(results)),
         _grid(["", *heads], lines),
-        " ".join(noise_sentences(results)),
+        *(f"## {table['title']}\n\n{table['lead']}\n\n{_grid(table['heads'], table['lines'])}"
+          for table in results["tables"]),
+        *filter(None, [" ".join(noise_sentences(results))]),
         *(["## Cost to match\n\n" + _grid(["", *MATCH_HEADS], match_lines(results))] if results["match"] else []),
         f"## The paper\n\n{results['paper']['source']}. {results['paper']['limits']}",
         *([_grid(["", "ours", "ours, relative", "the paper's, relative", *results["paper"]["columns"]], paper)]
           if paper else []),
         "## How it was made\n\n" + _made(results),
     ]  # fmt: skip
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _made(results: Mapping[str, Any]) -> str:

@@ -45,6 +45,7 @@ STYLES = {
     "merged": Style("#1c5f6b", "#7fc4d0", "8", (0, (5, 1.6))),
     "uniform": Style("#008a64", "#2cc79a", "v", (0, (5, 1.6))),
     "base-fewer-steps": Style("#b04e87", "#e58dbd", "P", (0, (1, 1.4))),
+    "deepcache": Style("#7a4a9e", "#c79be6", "H", (0, (3, 1.2, 1, 1.2))),
     "distilled": Style("#967000", "#e0b030", "X", (0, (3, 1.2, 1, 1.2))),
     "single-stage": Style("#5f54b5", "#aaa0f5", "h", (0, (3, 1.2, 1, 1.2))),
     "multi-decoder": Style("#c01048", "#ff7f9f", "*"),

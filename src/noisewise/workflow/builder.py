@@ -9,6 +9,7 @@ from typing import Any
 from noisewise.workflow.conditioning import BESIDE_SAMPLE, guidance_of, guidance_settings, guided_routes
 from noisewise.workflow.foundation import Foundation, lay_foundation
 from noisewise.workflow.graph import Graph, Row
+from noisewise.workflow.networks import check_cacheable
 from noisewise.workflow.plans import Say
 from noisewise.workflow.recipe import Recipe
 from noisewise.workflow.rows import SEPARATE, RowId, label_of
@@ -67,7 +68,7 @@ class _Builder:
         t = self.trainings
         if row_id == "base":
             return t.stage_1()
-        if row_id in ("base-continued", "base-fewer-steps"):
+        if row_id in ("base-continued", "base-fewer-steps", "deepcache"):
             return t.continued()
         if row_id == "uniform":
             return t.uniform(self.cost_of_rival())
@@ -93,7 +94,7 @@ class _Builder:
             shapes = {g: t.pruned(g) for g in self.base.trained_groups}
             if method == "single-stage":
                 scratch = {g: t.from_scratch(g) for g in self.base.trained_groups}
-                shapes = {g: (*step.inputs.values(), step)[0] for g, step in scratch.items()}
+                shapes = {g: step.inputs.get("shape", step.inputs.get("source", step)) for g, step in scratch.items()}
             inputs = {f"expert[{g}]": step for g, step in shapes.items()}
         return t.once(StepSpec("cost", "cost", settings, inputs))
 
@@ -140,11 +141,14 @@ class _Builder:
 
     def row(self, row_id: RowId, reference: StepSpec) -> Row:
         model = self.model(row_id)
-        inputs = {"model": model, **self.base.decoder_inputs}
-        if row_id == "base-fewer-steps":
+        settings, inputs = self.sampling(), {"model": model, **self.base.decoder_inputs}
+        if row_id in ("base-fewer-steps", "deepcache"):
             inputs["match"] = self.cost_of_rival()
+        if row_id == "deepcache":
+            check_cacheable(self.base.network)
+            settings["deepcache"] = True
         macs = (self.image_macs(row_id) + self.decode_macs) * self.recipe.sample.num_images
-        sample = self.trainings.once(StepSpec(f"sample[{row_id}]", "sample", self.sampling(), inputs, macs=macs))
+        sample = self.trainings.once(StepSpec(f"sample[{row_id}]", "sample", settings, inputs, macs=macs))
         evaluate = self.trainings.once(self.evaluation(row_id, sample, reference))
         label, note = label_of(row_id, self.recipe.method, self.recipe.finetune is not None)
         return Row(row_id, label, note, model, sample, evaluate, self.loss(model, row_id))

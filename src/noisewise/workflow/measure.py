@@ -91,12 +91,28 @@ def steps_at(model: ModelMixin, settings: Any, macs_per_image: float) -> int:
     return steps
 
 
+def cached_at(model: Any, settings: Any, num_steps: int, macs_per_image: float) -> tuple[Any, Result]:
+    """``model`` by DeepCache, as often whole as ``macs_per_image`` allows; what an image costs then."""
+    from noisewise.models.networks import describe
+    from noisewise.sampling.deepcache import DeepCache, cost_of, costs, whole_calls
+
+    scheduler = scheduler_of(settings)
+    scheduler.set_timesteps(num_steps)
+    timesteps = [float(t) for t in scheduler.timesteps]
+    each = costs(model, describe(model).example_inputs(model))
+    whole = whole_calls(timesteps, *each, macs_per_image)
+    return DeepCache(model, whole), {"macs_per_image": cost_of(timesteps, whole, *each), "whole_calls": whole}
+
+
 def sample(job: Job) -> Result:
     """Images of one row, and a grid of the first."""
     settings = job.settings
-    model = _model_to_sample(job)
+    model = network = _model_to_sample(job)
     num_steps = settings["num_inference_steps"]
-    if "match" in job.step.inputs:
+    more: Result = {}
+    if "deepcache" in settings:
+        model, more = cached_at(model, settings, num_steps, job.result_of("match")["macs_per_image"])
+    elif "match" in job.step.inputs:
         num_steps = steps_at(model, settings, job.result_of("match")["macs_per_image"])
     total = settings["sample"]["num_images"]
     started = time.perf_counter()
@@ -105,7 +121,7 @@ def sample(job: Job) -> Result:
     seconds = time.perf_counter() - started
     _save_array(job.workspace / IMAGES, images)
     write_atomic(job.workspace / GRID, png_grid(images))
-    return {**image_cost(model, settings, num_steps), "seconds": round(seconds, 3)}
+    return {**image_cost(network, settings, num_steps), **more, "seconds": round(seconds, 3)}
 
 
 def _model_to_sample(job: Job) -> ModelMixin:
@@ -302,6 +318,8 @@ def ideal_loss(job: Job) -> Result:
 
 def timing(job: Job) -> Result:
     """Seconds per image of every row: rows take turns, so that a busy moment hits all; the median of the rounds."""
+    from noisewise.sampling.deepcache import DeepCache
+
     settings = job.settings
     num_images = min(settings["timing"]["num_timing_images"], settings["sample"]["num_images"])
     rows = [role[len("model[") : -1] for role in job.step.inputs if role.startswith("model[")]
@@ -309,7 +327,10 @@ def timing(job: Job) -> Result:
 
     def call(row: str) -> Callable[[], None]:
         model = load_denoiser(job.input(f"model[{row}]") / "model")[0].to(device()).eval()
-        num_steps = job.result_of(f"sample[{row}]")["num_inference_steps"]
+        sampled = job.result_of(f"sample[{row}]")
+        num_steps = sampled["num_inference_steps"]
+        if "whole_calls" in sampled:
+            model = DeepCache(model, sampled["whole_calls"])
         decode = decoder_of(job.step.inputs[f"sample[{row}]"], job.store)
 
         def run() -> None:

@@ -165,6 +165,16 @@ def check_budget(
         raise SettingError(f"plan: the cost limit of group {group} is {budget:.4g}, but {reason}") from None
 
 
+def check_cacheable(network: Mapping[str, Any]) -> None:
+    """Refuse, before anything is trained, a base that DeepCache is not written for."""
+    from noisewise.sampling.deepcache import check
+
+    if "config" in network:
+        check(meta_unet2d(network["config"]))
+    else:
+        check(existing_model(ExistingModel.model_validate({"from": network["from"]}))[0])
+
+
 def _checked_unet2d(config: Mapping[str, Any]) -> ModelMixin:
     from noisewise.models.networks import network_of_class
 

@@ -17,6 +17,7 @@ from noisewise.workflow.store import StepSpec, Store, utc_now
 from noisewise.workflow.verdict import verdict
 
 FORMAT = 1
+SAME_NETWORK = ("base-fewer-steps", "deepcache")  # as another row's, sampled in another way
 CURVE_POINTS = 400  # of the difficulty curve, so that the page stays small
 
 
@@ -200,7 +201,7 @@ def _difficulty(graph: Graph, costs: Sequence[float | None]) -> dict[str, list[f
 
 
 def _loss_per_timestep(graph: Graph, store: Store) -> dict[str, list[float]]:
-    losses = {row.id: store.record(row.loss).result for row in graph.rows if row.id != "base-fewer-steps"}
+    losses = {row.id: store.record(row.loss).result for row in graph.rows if row.id not in SAME_NETWORK}
     t = next(iter(losses.values()))["t"]
     return {"t": t, **{row_id: loss["bins"] for row_id, loss in losses.items()}}
 

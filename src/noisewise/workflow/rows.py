@@ -6,13 +6,13 @@ from typing import Literal, get_args
 
 Method = Literal["tdc", "single-stage", "multi-decoder"]
 RowId = Literal[
-    "base", "base-continued", "base-fewer-steps", "unpruned", "uniform",
+    "base", "base-continued", "base-fewer-steps", "deepcache", "unpruned", "uniform",
     "base-same-draws", "separate", "separate-early-stopped", "separate-tailored", "separate-tailored-early-stopped",
     "merged", "single-stage", "tdc", "distilled", "multi-decoder",
 ]  # fmt: skip
 ORDER: tuple[RowId, ...] = get_args(RowId)  # context first, a method's own row after its rivals
 
-NEED_STAGE_2 = ("base-continued", "unpruned", "merged", "uniform", "tdc", "distilled")
+NEED_STAGE_2 = ("base-continued", "deepcache", "unpruned", "merged", "uniform", "tdc", "distilled")
 SEPARATE = ("separate", "separate-early-stopped", "separate-tailored", "separate-tailored-early-stopped")
 NEED_DECODERS = ("multi-decoder", "separate-tailored", "separate-tailored-early-stopped")
 FROM_SCRATCH = ("base-same-draws", *SEPARATE)
@@ -22,6 +22,7 @@ _LABELS: dict[RowId, tuple[str, str]] = {
     "base": ("base, stage 1 alone", "for context: fewer training images than the others"),
     "base-continued": ("base, trained on", "one network for all timesteps, the images of stage 2 included"),
     "base-fewer-steps": ("base, fewer steps", "the base trained on, in as many steps as {rival}'s cost allows"),
+    "deepcache": ("base, DeepCache", "the base trained on; deep features are reused over steps, at {rival}'s cost"),
     "unpruned": ("TDC without pruning", "an expert per group, each as large as the base"),
     "merged": ("unpruned, merged", "the unpruned experts folded into one network; weights found on held-out loss"),
     "uniform": ("uniformly pruned", "one pruned network for all timesteps, at {rival}'s cost per image"),

@@ -23,6 +23,7 @@ from noisewise.workflow.conditioning import guidance_of, guided_routes
 from noisewise.workflow.machine import device, process_rank
 from noisewise.workflow.networks import make_objective, new_unet2d
 from noisewise.workflow.stitching import steps as stitching
+from noisewise.workflow.study import score_steps as scoring
 from noisewise.workflow.study import steps as study
 
 if TYPE_CHECKING:
@@ -156,7 +157,8 @@ def network_to_train(job: Job) -> ModelMixin:
         return reinitialised(shaped.experts[settings["expert"]] if "expert" in settings else shaped, names)
     if "source" not in job.step.inputs:
         return new_network(settings["network"], names).to(device())
-    model = load_model(job.input("source"))
+    folder = job.input("source")
+    model = load_model(folder / scoring.SCHEME.format(settings["scheme"]) if "scheme" in settings else folder)
     return reinitialised(model, names) if settings.get("fresh") else model
 
 
@@ -286,6 +288,8 @@ ACTIONS: dict[str, Callable[[Job], Result]] = {
     "floor": study.floor,
     "neighbours": study.neighbours,
     "resample": study.resample,
+    "schemes": scoring.schemes,
+    "probe": scoring.probe,
     "stitch_loss": stitching.stitch_loss,
     "stitch_sample": stitching.stitch_sample,
 }

@@ -7,11 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from noisewise.workflow.recipe import Recipe
 
-FigureKind = Literal["differences", "cost", "axis", "images", "training"]
+if TYPE_CHECKING:
+    from noisewise.workflow.graph import Graph
+    from noisewise.workflow.store import StepSpec, Store
+    from noisewise.workflow.study.cells import Cell, Layout
+
+FigureKind = Literal["differences", "cost", "axis", "images", "training", "rounds", "times", "correlations", "scores"]
+Numbers = Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,41 @@ class Paper:
 
 
 @dataclass(frozen=True)
+class OwnColumn:
+    """A number that one study measures of every cell, and its column in the table."""
+
+    name: str  # in cells.csv and results.json
+    section: str
+    title: str
+    unit: str
+    definition: str
+    scaling: Literal["none", "up", "milli", "thousandths"] = "none"
+    digits: int = 3
+
+
+def _nothing(*_: object) -> dict[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Own:
+    """What a study measures beyond what all sampled ones do, or instead of it.
+
+    ``steps`` are a cell's own, by role; ``numbers`` reads a finished cell's, one per column. ``gather`` adds keys to
+    `results.json`; ``judge`` adds to each arm, by key, what needs all seeds at once: intervals, its `difference`.
+    """
+
+    columns: tuple[OwnColumn, ...]
+    steps: Callable[[Arm, Graph], Mapping[str, StepSpec]]
+    numbers: Callable[[Cell, Store], Numbers]
+    gather: Callable[[Layout, Store], Mapping[str, Any]] = _nothing
+    judge: Callable[[Layout, Store], Mapping[str, Mapping[str, Any]]] = _nothing
+    compared: str = ""  # of a study without samples: the column that arms are compared by,
+    quantity: str = ""  # and what that is, in words
+    higher_is_better: bool = False
+
+
+@dataclass(frozen=True)
 class Study:
     """A grid of arms and seeds over shared steps, and how to show it."""
 
@@ -61,8 +102,11 @@ class Study:
     reference: str | Callable[[Recipe], str]  # label of the arm that all others are compared with
     paper: Paper
     axis: str = ""  # what `Arm.x` counts
+    log_axis: bool = False  # draw it in logarithms
     figures: tuple[FigureKind, ...] = ("differences", "cost")
     cost_to_match: bool = False  # also: when does each arm reach the reference's best distance, by snapshots
+    own: Own | None = None
+    sampled: bool = True  # whether arms are compared by their images; without, ``own`` says what is done and compared
 
     def reference_label(self, recipe: Recipe) -> str:
         """``reference``, where the recipe has a say in it."""

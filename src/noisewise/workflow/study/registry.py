@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from noisewise.errors import SettingError
 from noisewise.workflow.explain import did_you_mean
-from noisewise.workflow.study import multistage, tdc
+from noisewise.workflow.study import candidates, lengths, multistage, pruning, scores, tdc
 from noisewise.workflow.study.definition import Study
 
-STUDIES: dict[str, Study] = {study.name: study for study in (*tdc.STUDIES, *multistage.STUDIES)}
+_ALL = (*tdc.STUDIES, *lengths.STUDIES, *pruning.STUDIES, *candidates.STUDIES, *scores.STUDIES, *multistage.STUDIES)
+STUDIES: dict[str, Study] = {study.name: study for study in _ALL}
 
 
 def find_study(name: str) -> Study:

@@ -23,13 +23,17 @@ from noisewise.workflow.run import (
     write_if_new,
 )
 from noisewise.workflow.store import StepSpec, Store, closure, run_lock
-from noisewise.workflow.study.collect import WAITING, collect, csv_of_cells, noise
-from noisewise.workflow.study.layout import Layout, lay_out
+from noisewise.workflow.study.cells import Layout
+from noisewise.workflow.study.collect import collect, csv_of_cells
+from noisewise.workflow.study.collect_sampled import noise
+from noisewise.workflow.study.layout import lay_out
 from noisewise.workflow.study.registry import find_study
+from noisewise.workflow.study.sampled import SampledLayout
+from noisewise.workflow.study.timing import WAITING
 from noisewise.workflow.yaml_file import read_mapping
 
 STUDIES = "studies"
-DESCRIPTION, RESULTS, CELLS = "study.json", "results.json", "cells.csv"
+DESCRIPTION, RESULTS, CELLS = "study.json", "results.json", "cells"
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,9 @@ def cells_table(layout: Layout, store: Store) -> str:
 
 
 def measure_noise(layout: Layout, store: Store, sink: Sink) -> None:
-    """Real against real, before anything is spent on training."""
+    """Real against real, before anything is spent on training; of a study that samples."""
+    if not isinstance(layout, SampledLayout):
+        return
     with disk_errors(store.root):
         for step in closure([layout.floor]):
             run_step(step, _runner(layout, store, sink, 1))
@@ -119,7 +125,7 @@ def resolving(layout: Layout, store: Store, effect: float | None = None) -> list
         effect: the difference of Fréchet distances that should be told from none; None: what the paper claims, as a
             share of the reference arm's distance once that is known.
     """
-    if not store.is_done(layout.floor):
+    if not isinstance(layout, SampledLayout) or not store.is_done(layout.floor):
         return []
     found, claimed = noise(layout, store), layout.study.paper.effect
     floor, least = found["floor"], found["resolution"]
@@ -179,11 +185,18 @@ def _gather(
     results = {**collect(layout, store, spent), "commands": spent}
     if old is not None and lasting(old) == lasting(results):
         return False
-    (folder / "samples").mkdir(exist_ok=True)
+    if isinstance(layout, SampledLayout):
+        _keep_grids(layout, store, folder / "samples")
+    for name, lines in {CELLS: results["cells"], **results["lists"]}.items():
+        write_atomic(folder / f"{name}.csv", csv_of_cells(lines))
+    write_json(folder / RESULTS, results)
+    return True
+
+
+def _keep_grids(layout: SampledLayout, store: Store, folder: Path) -> None:
+    """The first seed's images of every arm, and real ones."""
+    folder.mkdir(exist_ok=True)
     grids = {cell.arm.key: cell.row.sample for cell in layout.cells if cell.seed == layout.seeds[0]}
     for name, step in {"real": layout.reference_step, **grids}.items():
         store.check(step)
-        write_atomic(folder / "samples" / f"{name}.png", (store.folder(step) / GRID).read_bytes())
-    write_atomic(folder / CELLS, csv_of_cells(results["cells"]))
-    write_json(folder / RESULTS, results)
-    return True
+        write_atomic(folder / f"{name}.png", (store.folder(step) / GRID).read_bytes())

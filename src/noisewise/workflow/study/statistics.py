@@ -134,3 +134,10 @@ def resolution(floor_deviation: float, num_seeds: int) -> float:
 def random_halves(num_images: int, half: int, num_splits: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Splits of ``num_images`` into two disjoint sets of ``half``: each [2, half]."""
     return [rng.permutation(num_images)[: 2 * half].reshape(2, half) for _ in range(num_splits)]
+
+
+def paired_difference(differences: Sequence[float]) -> Difference:
+    """Mean of the seeds' own differences, at least two, with Student's 95 % interval."""
+    values = np.asarray(differences, dtype=np.float64)
+    mean, half = float(values.mean()), student_half_width(values)
+    return Difference(mean, mean - half, mean + half, len(values))

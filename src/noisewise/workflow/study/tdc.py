@@ -7,6 +7,7 @@ from typing import Any
 
 from noisewise.errors import SettingError
 from noisewise.workflow.recipe import Recipe
+from noisewise.workflow.settings import ExistingModel
 from noisewise.workflow.study.definition import Arm, Paper, Study, only_plan
 
 MATCHED = 0.75  # share of the base's MACs at which arms meet, where the recipe names none
@@ -23,10 +24,19 @@ def _table_1(recipe: Recipe) -> Sequence[Arm]:
         Arm("base, trained on", "base-continued", note="the images of stage 2 included",
             paper=("4.08", "8.14 G", "52.5 M", "500 k")),
         Arm("base, fewer steps", "base-fewer-steps", note="the base trained on, at TDC's MACs per image"),
+        *_cached(recipe),
         Arm("uniformly pruned", "uniform", note="one pruned network, at TDC's MACs per image"),
         Arm("TDC without pruning", "unpruned", paper=("3.52", "8.14 G", "52.5 M", "280 k")),
         Arm("TDC", "tdc", paper=("3.76", "6.56 G", "48.7 M", "450 k")),
     )  # fmt: skip
+
+
+def _cached(recipe: Recipe) -> list[Arm]:
+    """DeepCache, for the networks that it is written for."""
+    settings = recipe.model
+    if isinstance(settings, ExistingModel) or "Skip" in str(settings.model_dump()):
+        return []
+    return [Arm("base, DeepCache", "deepcache", note="deep features reused over steps, at TDC's MACs per image")]
 
 
 def matched_cost(recipe: Recipe) -> float:
@@ -109,10 +119,15 @@ def _shared(recipe: Recipe, num_groups: int) -> dict[str, Any]:
     return {**only_plan(recipe, num_groups=num_groups), "finetune.num_images": stage_2_images(recipe, num_groups)}
 
 
-def stage_2_images(recipe: Recipe, num_groups: int) -> int:
-    """Per group, so that all groups together see the images that the recipe's own groups would."""
+def check_stage_2(recipe: Recipe) -> None:
+    """Refuse a recipe whose stage 2 is missing."""
     if recipe.finetune is None:
         raise SettingError("finetune: missing; this study needs a stage 2, at least finetune.num_images")
+
+
+def stage_2_images(recipe: Recipe, num_groups: int) -> int:
+    """Per group, so that all groups together see the images that the recipe's own groups would."""
+    check_stage_2(recipe)
     return max(1, round(recipe.stage_2.num_images * recipe.plan.groups / num_groups))
 
 
