@@ -46,7 +46,7 @@ def differences_figure(results: Results) -> Figure:
     axis.set_ylim(len(arms) - 0.5, -0.6)
     axis.grid(visible=False, axis="y")
     one = f"“{by_key[references.pop()]['label']}”" if len(references) == 1 else "the arm it is compared with"
-    axis.set_xlabel(f"Fréchet distance less that of {one}")
+    axis.set_xlabel(f"Fréchet distance less that of {one}", loc="right")  # long words grow below the labels, not out
     for x, words, side in ((0, "better", "left"), (1, "worse", "right")):
         axis.annotate(words, (x, 1), (0, 3), "axes fraction", "offset points", color=MUTED, fontsize=8.5, ha=side)
     return figure
