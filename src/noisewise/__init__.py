@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from noisewise.models.cost import count_macs
     from noisewise.models.experts import ExpertDenoiser
     from noisewise.models.multi_decoder import MultiDecoderUNet2DModel
+    from noisewise.models.networks.dit import ShapedDiTTransformer2DModel
     from noisewise.models.networks.sd3 import ShapedSD3Transformer2DModel
     from noisewise.models.networks.unet2d import ShapedUNet2DModel
     from noisewise.models.networks.unet2d_condition import ShapedUNet2DConditionModel
@@ -29,6 +30,7 @@ __all__ = [
     "MultiDecoderUNet2DModel",
     "NoiseSchedule",
     "Plan",
+    "ShapedDiTTransformer2DModel",
     "ShapedSD3Transformer2DModel",
     "ShapedUNet2DConditionModel",
     "ShapedUNet2DModel",
@@ -45,6 +47,7 @@ _HOMES = {
     "NoiseSchedule": "noisewise.schedule",
     "Plan": "noisewise.planning.plan",
     "SchedulerMixin": "diffusers",
+    "ShapedDiTTransformer2DModel": "noisewise.models.networks.dit",
     "ShapedSD3Transformer2DModel": "noisewise.models.networks.sd3",
     "ShapedUNet2DConditionModel": "noisewise.models.networks.unet2d_condition",
     "ShapedUNet2DModel": "noisewise.models.networks.unet2d",

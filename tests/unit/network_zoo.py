@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import DiTTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 from torch.utils._pytree import tree_map_only
 
 from noisewise.models.networks import describe
@@ -42,6 +42,18 @@ def sd3(**changed: Any) -> SD3Transformer2DModel:
     return SD3Transformer2DModel(**{**settings, **changed})
 
 
+def dit(**changed: Any) -> DiTTransformer2DModel:
+    settings: dict[str, Any] = {
+        "sample_size": 8,
+        "num_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "num_embeds_ada_norm": 10,
+        "out_channels": 8,
+    }
+    return DiTTransformer2DModel(**{**settings, **changed})
+
+
 SDXL = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
@@ -63,6 +75,8 @@ NETWORKS: dict[str, Callable[[], Any]] = {
     ),
     "guidance distilled": lambda: condition_unet(time_cond_proj_dim=6, attention_head_dim=1),
     "text projection": lambda: condition_unet(encoder_hid_dim=12, resnet_time_scale_shift="scale_shift"),
+    "dit": dit,
+    "dit of one head": lambda: dit(num_attention_heads=1, attention_head_dim=16, attention_bias=False),
     "sd 3": sd3,
     "sd 3.5": lambda: sd3(qk_norm="rms_norm", dual_attention_layers=(0,)),
 }

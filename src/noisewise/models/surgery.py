@@ -53,9 +53,20 @@ def cut(model: ModelMixin, kept: Mapping[str, torch.Tensor]) -> ModelMixin:
         if not _within(attention.path, removed):
             _keep_temperature(state, net, attention, len(channels[attention.axis]))
     small.load_state_dict(state, strict=True, assign=True)
+    _copy_fixed_tables(model, small)
     if model.is_gradient_checkpointing:
         small.enable_gradient_checkpointing()
     return small.train(model.training)
+
+
+def _copy_fixed_tables(model: ModelMixin, small: ModelMixin) -> None:
+    """Buffers that are computed and not saved, such as a positional embedding: none of them has an axis to cut."""
+    saved = model.state_dict()
+    tables = {name: buffer for name, buffer in model.named_buffers() if name not in saved}
+    for name, _ in list(small.named_buffers()):
+        if name in tables:
+            path, _, own_name = name.rpartition(".")
+            small.get_submodule(path)._buffers[own_name] = tables[name].clone()
 
 
 def _within(path: str, blocks: tuple[str, ...]) -> bool:

@@ -13,11 +13,12 @@ __all__ = ["Network", "describe", "known_network", "network_of_class"]
 _HOMES = {  # diffusers' class -> where its description lies, loaded on first use
     "UNet2DModel": ("unet2d", "UNET2D"),
     "SD3Transformer2DModel": ("sd3", "SD3"),
+    "DiTTransformer2DModel": ("dit", "DIT"),
     "UNet2DConditionModel": ("unet2d_condition", "UNET2D_CONDITION"),
 }
 NAMES = tuple(_HOMES)
-
 _HOMES |= {"WanTransformer3DModel": ("wan", "WAN")}  # routed, saved and loaded, but not pruned
+
 
 def describe(model: Any) -> Network:
     """The architecture of ``model``: a diffusers network, or a shaped one cut from it."""
