@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,15 +21,19 @@ from hypothesis import strategies as st
 from unet_zoo import ZOO, build
 
 from noisewise import NoiseSchedule, Plan, ShapedUNet2DModel, count_macs, prune_to_budget
+from noisewise.cli import main
 from noisewise.errors import SettingError
 from noisewise.models.cost import CostModel, count_parameters
 from noisewise.models.networks import describe
 from noisewise.models.networks.wiring import Axis, Wiring
 from noisewise.models.surgery import cut
 from noisewise.objectives import Objective
+from noisewise.pruning.brief import Brief
 from noisewise.pruning.decoders import prune_decoders
 from noisewise.pruning.importance import importance
-from noisewise.pruning.proposers import EvolutionSettings, ImportanceSettings, RandomSettings
+from noisewise.pruning.llm.prompt import Told, build_prompt
+from noisewise.pruning.memory import MemoryBank
+from noisewise.pruning.proposers import Context, EvolutionSettings, ImportanceSettings, RandomSettings
 from noisewise.pruning.prune import space_of
 from noisewise.pruning.search import search
 from noisewise.pruning.solver import SolverError, project, solve
@@ -277,3 +282,31 @@ def test_steps_without_depth_are_named_as_before_there_was_any() -> None:
         assert "depth" not in plain(without)["proposer"]
         assert plain(with_depth)["proposer"] == {**plain(without)["proposer"], "depth": True}
         assert without.model_dump()["proposer"]["depth"] is False
+
+
+def test_a_language_model_is_told_what_0_means() -> None:
+    model = build("heads")
+    prompts = []
+    for depth in (False, True):
+        space = space_of(model, inputs_of(model), 0.5, depth=depth)
+        scores = importance(model, "magnitude")
+        brief = Brief({"magnitude": scores}, (10.0, -10.0), {}, None)
+        context = Context(space, scores, 0, (0, 100), (0, "test"), brief)
+        prompts.append(build_prompt(context, MemoryBank(), Told(), 2, 10_000))
+    without, with_depth = prompts
+    assert "Value 0 leaves the whole block out" not in without.text
+    assert "Value 0 leaves the whole block out" in with_depth.text
+    menus = {slot.place: slot.menu for slot in with_depth.slots}
+    assert menus["inside of mid_block.attentions.0, at 1/2 resolution"][0] == 0
+    assert min(menu[0] for slot in without.slots if (menu := slot.menu)) > 0
+
+
+def test_the_command_says_what_was_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build("classes").save_pretrained(tmp_path / "model")
+    command = ["prune", str(tmp_path / "model"), "--budget", "0.1", "--depth", "--out", str(tmp_path / "small")]
+    assert main(command) == 0
+    info = json.loads((tmp_path / "small" / "pruning.json").read_text())
+    assert info["removed_blocks"]
+    assert f"left out: {', '.join(info['removed_blocks'])}\n" in capsys.readouterr().out
+    again = ShapedUNet2DModel.from_pretrained(tmp_path / "small")
+    assert again.config.removed_blocks == info["removed_blocks"]
