@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,19 @@ if TYPE_CHECKING:
     from diffusers import ModelMixin
 
 TIES = "ties"  # in config.json: expert -> module path ("": all of it) -> the expert that has it
+
+
+PASSED_ON = (
+    "torch_dtype",
+    "variant",
+    "low_cpu_mem_usage",
+    "device_map",
+    "max_memory",
+    "offload_folder",
+    "offload_state_dict",
+    "disable_mmap",
+)
+WITHOUT_EFFECT = ("use_safetensors", "local_files_only")  # always so
 
 
 def write_experts(experts: Sequence[Any], folder: Path, shared: Sequence[str], **options: Any) -> Ties:
@@ -112,3 +126,13 @@ def check_files(folder: Path) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise SettingError(f"model: {folder} cannot be loaded: {file.name} is damaged ({error})") from None
+
+
+def passed_on(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that mean something to an expert; others are named in a warning."""
+    if options.get("dtype") is not None:
+        options["torch_dtype"] = options["dtype"]
+    for name, value in options.items():
+        if name not in (*PASSED_ON, *WITHOUT_EFFECT, "dtype") and value:
+            warnings.warn(f"ExpertDenoiser.from_pretrained ignores {name}={value!r}", stacklevel=3)
+    return {name: options[name] for name in PASSED_ON if options.get(name) is not None}

@@ -6,7 +6,7 @@ looks at is the timestep it is called with, whole or not, one for the batch or o
 
 from __future__ import annotations
 
-import warnings
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,26 +18,15 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from noisewise.errors import SettingError
+from noisewise.models.card import read_card, write_card
 from noisewise.models.cost import count_parameters
-from noisewise.models.expert_files import TIES, read_experts, write_experts
+from noisewise.models.expert_files import TIES, passed_on, read_experts, write_experts
 from noisewise.models.folders import read_config
 from noisewise.models.lazy import LazyExperts
 from noisewise.models.networks import Network, describe
 from noisewise.models.offload import ExpertOffload, check_device
 from noisewise.models.shared import Ties, add_aliases, drop_aliases, tie, tie_equal
 from noisewise.planning.plan import Plan
-
-PASSED_ON = (
-    "torch_dtype",
-    "variant",
-    "low_cpu_mem_usage",
-    "device_map",
-    "max_memory",
-    "offload_folder",
-    "offload_state_dict",
-    "disable_mmap",
-)
-WITHOUT_EFFECT = ("use_safetensors", "local_files_only")  # always so
 
 
 class ExpertDenoiser(ModelMixin, ConfigMixin):
@@ -58,6 +47,7 @@ class ExpertDenoiser(ModelMixin, ConfigMixin):
     def __init__(self, experts: Sequence[ModelMixin | None], plan: Plan, shared_modules: Sequence[str] = ()) -> None:
         super().__init__()
         self._offload: ExpertOffload | None = None
+        self._card: str | None = None
         self.network = _check_experts(experts, plan)
         tie(experts, shared_modules)
         self.experts = nn.ModuleList(experts)  # type: ignore[arg-type]  # an empty group's place stays empty
@@ -229,8 +219,43 @@ class ExpertDenoiser(ModelMixin, ConfigMixin):
             self.register_to_config(**{TIES: {str(i): tied for i, tied in ties.items()}})
         if is_main_process:
             self.save_config(folder)
+            write_card(self, folder, self._card)
         if push_to_hub:
             self.push_to_hub(options.pop("repo_id", folder.name), variant=variant, **options)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+    ) -> str:
+        """Upload the model as any diffusers model is; the card is the one `save_pretrained` writes, not an empty one.
+
+        Args:
+            repo_id: e.g. "you/your-model"; made if it is not there.
+            subfolder: of the repository, to upload into.
+
+        The other arguments are those of diffusers' models.
+        """
+        from huggingface_hub import create_repo, upload_folder
+
+        repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
+            done: str = upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                path_in_repo=subfolder,
+                token=token,
+                commit_message=commit_message or f"Upload {type(self).__name__}",
+                create_pr=create_pr,
+            )
+        return done
 
     @classmethod
     def from_pretrained(
@@ -255,8 +280,9 @@ class ExpertDenoiser(ModelMixin, ConfigMixin):
         classes, plan = config.get("expert_classes"), config.get("plan")
         if not isinstance(classes, list) or not isinstance(plan, dict):
             raise SettingError(f"model: {folder}/config.json lists no experts (expert_classes) or no plan")
-        experts = read_experts(folder, config, _passed_on(options))
+        experts = read_experts(folder, config, passed_on(options))
         model = cls._of_files(experts, Plan.from_dict(plan), config)
+        model._card = read_card(folder)
         model.register_to_config(_name_or_path=str(folder))
         return (model, {}) if output_loading_info else model
 
@@ -266,23 +292,13 @@ class ExpertDenoiser(ModelMixin, ConfigMixin):
         _check_places([kind is not None for kind in config["expert_classes"]], plan)
         model = cls.__new__(cls)
         ModelMixin.__init__(model)
-        model._offload = None
+        model._offload = model._card = None
         begins = max(i for i, kind in enumerate(config["expert_classes"]) if kind is not None)
         model.network = describe(experts[begins])
         model.experts, model.plan = experts, plan
         model.training = experts.training = False
         model.register_to_config(**{"shared_modules": [], **{k: v for k, v in config.items() if k[:1] != "_"}})
         return model
-
-
-def _passed_on(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that mean something to an expert; others are named in a warning."""
-    if options.get("dtype") is not None:
-        options["torch_dtype"] = options["dtype"]
-    for name, value in options.items():
-        if name not in (*PASSED_ON, *WITHOUT_EFFECT, "dtype") and value:
-            warnings.warn(f"ExpertDenoiser.from_pretrained ignores {name}={value!r}", stacklevel=3)
-    return {name: options[name] for name in PASSED_ON if options.get(name) is not None}
 
 
 def _rows(value: Any, rows: torch.Tensor) -> Any:

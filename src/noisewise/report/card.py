@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from noisewise.files import write_atomic
+from noisewise.models.card import with_results
 from noisewise.report.results import Results, load_results
 from noisewise.report.tables import markdown_table
 
@@ -48,6 +49,11 @@ def model_card(results: Results) -> str:
     return "\n".join(parts)
 
 
+def _made_by(results: Results) -> str:
+    metric = f"Metric: `{results.metric.name}`. " if results.metric and results.metric.name else ""
+    return f"{metric}Made by `{results.command}`." if results.command else metric
+
+
 def _usage(results: Results) -> list[str]:
     """How to make images; of a class-conditional model also what the stock pipeline cannot do."""
     classes = results.data.num_classes if results.data else None
@@ -77,7 +83,12 @@ def write_card(run_folder: Path) -> Path | None:
     folder = Path(run_folder) / "pipeline"
     if not folder.is_dir():
         return None
-    write_atomic(folder / "README.md", model_card(load_results(Path(run_folder))))
+    results = load_results(Path(run_folder))
+    write_atomic(folder / "README.md", model_card(results))
+    for component in folder.glob("*/README.md"):  # of a model that may be shared alone
+        facts = [markdown_table(results), f"Data: {results.data.name}." if results.data else "", _made_by(results)]
+        text = with_results(component.read_text(encoding="utf-8"), "\n\n".join(fact for fact in facts if fact))
+        write_atomic(component, text)
     return folder / "README.md"
 
 
