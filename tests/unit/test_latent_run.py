@@ -150,6 +150,7 @@ def test_its_pipeline_is_stock_and_gives_the_run_its_images(ran: Path) -> None:
     pipe = DiffusionPipeline.from_pretrained(ran / "pipeline")
     pipe.set_progress_bar_config(disable=True)
     assert type(pipe) is LDMPipeline
+    assert pipe.scheduler.config.clip_sample is False  # latents are not in [-1, 1]
     assert pipe(batch_size=3, num_inference_steps=4).images[0].size == (8, 8)
     results = json.loads((ran / "results.json").read_text())
     model = next(row["provenance"]["model"] for row in results["rows"] if row["id"] == "tdc")

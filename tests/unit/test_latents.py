@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, LDMPipeline, UNet2DModel, VQModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    LDMPipeline,
+    UNet2DModel,
+    VQModel,
+)
 
 from noisewise.data.images import Dataset, Images, Split
 from noisewise.data.latent_files import ABOUT, load_latents, write_latents
@@ -24,6 +32,7 @@ from noisewise.models.autoencoder import (
 from noisewise.objectives import Objective
 from noisewise.optimal.denoiser import OptimalDenoiser
 from noisewise.sampling.sampler import sample_images
+from noisewise.sampling.schedulers import build_scheduler
 from noisewise.schedule import NoiseSchedule
 from noisewise.training.loop import train
 from noisewise.training.settings import TrainSettings
@@ -226,6 +235,16 @@ def test_the_saved_pipeline_is_stock_and_gives_our_images(tmp_path: Path, model:
     assert difference.max() <= 1
     assert ours.float().std() > 1  # not one flat colour
     assert autoencoder_folder(tmp_path / "pipeline") == tmp_path / "pipeline" / "vqvae"
+
+
+@pytest.mark.parametrize("kind", ["ddim", "ddpm", "dpm++"])
+def test_samplers_of_latents_clip_nothing(kind: Any) -> None:
+    schedule = NoiseSchedule.named("linear")
+    assert not build_scheduler(kind, schedule, latent=True).config.get("clip_sample", False)
+    assert build_scheduler(kind, schedule).config.get("clip_sample", True)
+    own = DDIMScheduler(clip_sample=True)  # a pipeline's own word counts
+    assert build_scheduler("ddim", own, latent=True).config.clip_sample
+    assert not build_scheduler("ddim", DPMSolverMultistepScheduler(), latent=True).config.clip_sample
 
 
 def test_fingerprints_tell_weights_and_scaling_apart() -> None:

@@ -31,6 +31,7 @@ CLASSES: dict[str, str] = {
     "flow-euler": "FlowMatchEulerDiscreteScheduler",
     "flow-heun": "FlowMatchHeunDiscreteScheduler",
 }
+CLIPPING = ("ddim", "ddpm")  # whose `clip_sample` is on by default
 BETA_SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
 PREDICTIONS = {  # what a network of each kind of schedule may predict, the default first
     "vp": ("epsilon", "v_prediction", "sample"),
@@ -44,6 +45,8 @@ def build_scheduler(
     schedule: NoiseSchedule | Mapping[str, Any] | Any,
     prediction_type: str | None = None,
     variance: str = "fixed",
+    *,
+    latent: bool = False,
     **options: Any,
 ) -> Any:
     """A diffusers scheduler that samples models trained under ``schedule``.
@@ -53,6 +56,7 @@ def build_scheduler(
         schedule: a noise schedule, a scheduler, or the configuration of one.
         prediction_type: what the model was trained to predict; by default what the given scheduler says, otherwise
             the first of `PREDICTIONS` for the kind of schedule.
+        latent: what is sampled is not in [-1, 1], so that no guess of it is clipped, unless a given scheduler says so.
         variance: "learned_range" makes DDPM use the model's variance; the other samplers have no use for it.
         options: further settings of the scheduler's class, e.g. ``timestep_spacing="trailing"``, ``sigma_data=0.5``
             (EDM's preconditioning) or ``final_time=1e-3`` (DPM-Solver-3).
@@ -67,6 +71,8 @@ def build_scheduler(
     prediction_type = _check_prediction(kind, prediction_type)
     if family(kind) == "vp":
         options = {"prediction_type": prediction_type, **options}
+    if latent and kind in CLIPPING and "clip_sample" not in (given or {}):
+        options = {"clip_sample": False, **options}
     if kind == "ddpm" and variance == "learned_range":
         options["variance_type"] = "learned_range"
     if given is not None and family(kind) == "vp" and kind != "dpm-solver-3":

@@ -58,9 +58,7 @@ class _Builder:
         snapshots = self.snapshots(reference)
         latents = self.base.latents
         quality = None if latents is None else self.trainings.once(latents.quality(reference, self.features()))
-        return Graph(
-            self.recipe, self.base, rows, snapshots, reference, timing, coverage, self.ideal_loss(), quality
-        )
+        return Graph(self.recipe, self.base, rows, snapshots, reference, timing, coverage, self.ideal_loss(), quality)
 
     # ---- networks
 
@@ -122,6 +120,7 @@ class _Builder:
             "schedule": self.base.schedule.to_dict(),
             "prediction_type": self.base.objective.prediction_type,
             "variance": self.recipe.objective.variance,
+            **({} if self.base.latents is None else {"latent": True}),
             **guidance_settings(sample.guidance_scale, self.base.plan_facts),
         }
 

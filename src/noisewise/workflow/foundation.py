@@ -146,7 +146,7 @@ def lay_foundation(
         notes.extend([] if latents is None else check_denoiser(recipe, model, latents))
         check_fits(model, scheduler, seen, objective)
         check_null_class(recipe, model)
-    sampler, visited = sampler_of(recipe, objective)
+    sampler, visited = sampler_of(recipe, objective, latents is not None)
     if latents is not None:
         from noisewise.models.autoencoder import check_scheduler
 
@@ -234,12 +234,14 @@ def _objective(recipe: Recipe, scheduler: Any) -> tuple[Objective, ObjectiveSett
     return objective, settings.model_copy(update={"prediction_type": objective.prediction_type})
 
 
-def sampler_of(recipe: Recipe, objective: Objective) -> tuple[Any, Any]:
+def sampler_of(recipe: Recipe, objective: Objective, latent: bool = False) -> tuple[Any, Any]:
     """The recipe's sampler, and the coordinates at which it calls the network."""
     from noisewise.sampling.schedulers import build_scheduler
 
     prediction_type: Any = objective.prediction_type
-    scheduler = build_scheduler(recipe.sample.scheduler, objective.schedule, prediction_type, objective.variance)
+    scheduler = build_scheduler(
+        recipe.sample.scheduler, objective.schedule, prediction_type, objective.variance, latent=latent
+    )
     return scheduler, objective.schedule.visited(scheduler, recipe.sample.num_inference_steps)
 
 

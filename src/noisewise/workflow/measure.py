@@ -40,7 +40,10 @@ def scheduler_of(settings: Any) -> Any:
     from noisewise.sampling.schedulers import build_scheduler
 
     schedule = NoiseSchedule.from_dict(settings["schedule"])
-    return build_scheduler(settings["scheduler"], schedule, settings["prediction_type"], settings["variance"])
+    return build_scheduler(
+        settings["scheduler"], schedule, settings["prediction_type"], settings["variance"],
+        latent=settings.get("latent", False),
+    )  # fmt: skip
 
 
 def macs_of(network: Any) -> int:

@@ -77,7 +77,7 @@ def plan_model(
     return Planned(plan, measure.macs_of(model), count_parameters(model), chosen, num_inference_steps)
 
 
-def sampler_for(kind: SchedulerKind | None, scheduler: Any) -> Any:
+def sampler_for(kind: SchedulerKind | None, scheduler: Any, latent: bool = False) -> Any:
     """A sampler for the network of a pipeline with ``scheduler``: the one named, or its noise schedule's usual one."""
     from noisewise.sampling.kinds import family, kinds_of
     from noisewise.sampling.schedulers import build_scheduler
@@ -88,7 +88,7 @@ def sampler_for(kind: SchedulerKind | None, scheduler: Any) -> Any:
         allowed = ", ".join(kinds_of(schedule))
         raise SettingError(f"sampler: {kind} does not sample the pipeline's {schedule} schedule; allowed: {allowed}")
     prediction_type: Any = PREDICTION[schedule] or scheduler.config.get("prediction_type", "epsilon")
-    return build_scheduler(kind, scheduler, prediction_type)
+    return build_scheduler(kind, scheduler, prediction_type, latent=latent)
 
 
 def prune_model(
@@ -256,9 +256,10 @@ def images_of(
     if scheduler is None:
         raise SettingError(f"{folder}: has no scheduler; give the folder of a pipeline")
     model = model.to(device()).eval()
+    decode = latent_decoder(folder)
     return sample_images(
         model,
-        sampler_for(sampler, scheduler),
+        sampler_for(sampler, scheduler, latent=decode is not None),
         num_images,
         num_inference_steps=num_inference_steps,
         seed=seed,
@@ -267,7 +268,7 @@ def images_of(
         guidance_scale=guidance_scale,
         eta=eta,
         progress=progress,
-        decode=latent_decoder(folder),
+        decode=decode,
     ).numpy()
 
 
