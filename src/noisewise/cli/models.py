@@ -23,7 +23,7 @@ def prune(
     model: Path,
     /,
     *,
-    budget: float,
+    budget: str,
     out: Path,
     importance: Importance = "magnitude",
     depth: bool = False,
@@ -31,6 +31,7 @@ def prune(
     set_: Overrides = (),
     timesteps: tuple[int, int] | None = None,
     recovery: Recovery | None = None,
+    batch_size: int | None = None,
     seed: int = 0,
     proposer: ProposerKind | None = None,
     base_url: str | None = None,
@@ -42,7 +43,8 @@ def prune(
 
     Args:
         model: folder of a diffusers pipeline or model.
-        budget: MACs to keep, as a fraction of the model's, between 0 and 1; met within 2 % or refused.
+        budget: MACs to keep, as a fraction of the model's, between 0 and 1; met within 2 % or refused. seconds=0.7: the
+            same of the time a forward pass takes here, measured, met within 5 % or refused.
         out: folder to write; must not exist yet, or be empty.
         importance: which channels matter; taylor and diff-pruning look at images and need --recipe.
         depth: leave out whole residual blocks and attentions too, where they only add to their input.
@@ -51,6 +53,7 @@ def prune(
         timesteps: score on these timesteps only, first and last but one, e.g. --timesteps 0 139.
         recovery: least-squares fits the layers behind a cut to the full network's answers; needs --recipe, whose
             prune.recovery it overrides.
+        batch_size: with --budget seconds=..., images of the forward passes that are timed (default 64).
         seed: seed of random importances and of noise.
         proposer: measure candidates in rounds instead of taking the solver's answer; needs --recipe.
         base_url: with --proposer llm, the server's address, e.g. http://127.0.0.1:8080/v1.
@@ -58,10 +61,12 @@ def prune(
         api_key_env: with --proposer llm, the environment variable that holds the server's key.
         replay: with --proposer llm, a transcript to replay instead of asking a server.
     """
+    from noisewise.pruning.settings import TimingSettings
     from noisewise.workflow.recipe import load_recipe
     from noisewise.workflow.single import prune_model
 
     _check_range("--seed", seed, 0)
+    asked = _budget(budget)
     if set_ and recipe is None:
         raise SettingError("--set: changes the settings of a recipe; name one by --recipe")
     if recovery is not None:
@@ -69,6 +74,12 @@ def prune(
             raise SettingError("--recovery: it looks at images; name a recipe with their `data` by --recipe")
         set_ = (*set_, f"prune.recovery={recovery}")
     settings = None if recipe is None else load_recipe(recipe, set_)
+    timing = TimingSettings() if settings is None else settings.prune.timing
+    if batch_size is not None:
+        if not isinstance(asked, dict):
+            raise SettingError("--batch-size: belongs to --budget seconds=...; MACs are the same share at any")
+        _check_range("--batch-size", batch_size, 1)
+        timing = timing.model_copy(update={"batch_size": batch_size})
     options = {"base_url": base_url, "model": model_name, "api_key_env": api_key_env, "replay": replay}
     given = {name: value for name, value in options.items() if value is not None}
     search = None
@@ -80,15 +91,32 @@ def prune(
         from noisewise.workflow.proposing import proposer_settings
 
         search = proposer_settings(settings, proposer, {**given, "depth": True} if depth else given)
-    info = prune_model(model, budget, out, importance, settings, timesteps, seed, search, print, depth=depth)
+    info = prune_model(
+        model, asked, out, importance, settings, timesteps, seed, search, print, depth=depth, timing=timing
+    )
+    share = f"{info.macs / info.base_macs:.4f} of the MACs" + (f" (asked {info.asked})" if info.time is None else "")
     print(
-        f"{out}: {info.achieved:.4f} of the MACs (asked {info.asked}), {info.macs:,} of {info.base_macs:,}; "
+        f"{out}: {share}, {info.macs:,} of {info.base_macs:,}; "
         f"{info.parameters:,} of {info.base_parameters:,} parameters"
     )
+    if info.time is not None:
+        print(f"time: {info.time}")
     if info.recovery is not None:
         print(f"recovery: {info.recovery}")
     if info.removed_blocks:
         print(f"left out: {', '.join(info.removed_blocks)}")
+
+
+def _budget(text: str) -> float | dict[str, float]:
+    """``0.7``, ``macs=0.7`` or ``seconds=0.7``."""
+    unit, named, number = text.rpartition("=")
+    try:
+        share = float(number)
+    except ValueError:
+        share = math.nan
+    if math.isnan(share) or (named and unit not in ("macs", "seconds")):
+        raise SettingError(f"--budget: {text} given; a fraction such as 0.7, or seconds=0.7")
+    return {"seconds": share} if unit == "seconds" else share
 
 
 def sample(

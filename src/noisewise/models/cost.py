@@ -130,7 +130,7 @@ class CostModel:
         mac_terms, fixed_macs = _mac_terms(model, net, layer_macs(model, example_inputs), attention)
         parameter_terms = _parameter_terms(model, net)
         fixed_parameters = count_parameters(model) - _evaluate(net, parameter_terms, {})
-        arrays = _quadratic_form(net, mac_terms, fixed_macs)
+        arrays = quadratic_form(net, mac_terms, fixed_macs)
         return cls(net, mac_terms, parameter_terms, fixed_macs, fixed_parameters, net.prunable, *arrays)
 
     def macs(self, widths: Mapping[str, int]) -> int:
@@ -191,8 +191,11 @@ def _evaluate(net: Wiring, terms: tuple[Product, ...], widths: Mapping[str, int]
     return total
 
 
-def _quadratic_form(net: Wiring, terms: tuple[Product, ...], fixed_macs: int) -> tuple[float, np.ndarray, np.ndarray]:
-    """Spread the products over the pairs of axes they consist of; fixed axes become constants."""
+def quadratic_form(net: Wiring, terms: tuple[Product, ...], fixed_macs: int) -> tuple[float, np.ndarray, np.ndarray]:
+    """Constant, linear part [A] and bilinear part [A, A]: the products spread over the pairs of axes they consist of.
+
+    Fixed axes become constants.
+    """
     index = {name: i for i, name in enumerate(net.prunable)}
     constant, linear = float(fixed_macs), np.zeros(len(index))
     bilinear = np.zeros((len(index), len(index)))

@@ -17,8 +17,10 @@ from noisewise.objectives import ImageSource, Objective
 from noisewise.pruning.importance import ImportanceKind, Importances
 from noisewise.pruning.importance import importance as score_channels
 from noisewise.pruning.recovery import RecoveryInfo, RecoveryKind, Repair, repair_by
+from noisewise.pruning.settings import TimingSettings
 from noisewise.pruning.solver import check_budget
 from noisewise.pruning.space import Space, open_space
+from noisewise.pruning.time_budget import Budget, BudgetIn, TimeInfo, Timer, budget_of
 from noisewise.pruning.widths import Alignment, MinWidth
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ class PruneInfo:
     """What was asked of a pruning and what came out. Costs are fractions of the model it was cut from."""
 
     asked: float
-    achieved: float
+    achieved: float  # MACs counted, or time measured
     macs: int
     base_macs: int
     parameters: int
@@ -45,6 +47,8 @@ class PruneInfo:
     removed_blocks: tuple[str, ...]  # module paths of the blocks that this pruning left out
     seconds: float  # importances aside
     recovery: RecoveryInfo | None = None  # None: not asked for
+    budget_in: BudgetIn = "macs"
+    time: TimeInfo | None = None  # of a budget in seconds
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -53,7 +57,7 @@ class PruneInfo:
 def prune_to_budget(
     model: ModelMixin,
     example_inputs: Mapping[str, Any],
-    budget: float,
+    budget: Budget,
     importance: ImportanceKind | Importances = "taylor",
     *,
     objective: Objective | None = None,
@@ -66,16 +70,19 @@ def prune_to_budget(
     keep: Sequence[str] = (),
     depth: bool = False,
     tolerance: float = 0.02,
+    timing: TimingSettings | None = None,
     recovery: RecoveryKind = "none",
     num_recovery_images: int = 256,
     seed: int = 0,
 ) -> tuple[ModelMixin, PruneInfo]:
-    """Cut ``model`` down to ``budget`` of its MACs, keeping as much importance as fits.
+    """Cut ``model`` down to ``budget`` of its MACs or its time, keeping as much importance as fits.
 
     Args:
         model: any network `noisewise.models.networks.describe` knows; it stays as it is.
         example_inputs: forward's keywords; MACs are counted for them, and the result is run on them.
-        budget: MACs to keep, as a fraction in (0, 1).
+        budget: MACs to keep, as a fraction in (0, 1), or ``{"seconds": fraction}`` of the time a forward pass takes on
+            the device where the model lies. Latencies are measured once per network and machine, and kept: see
+            `latency`.
         importance: which channels matter (see `noisewise.pruning.importance`), or scores by axis, e.g. computed once
             for many budgets.
         objective, images, class_labels, timesteps, timestep_stride: what the scores of taylor and diff-pruning are
@@ -89,6 +96,7 @@ def prune_to_budget(
         depth: whole blocks that only add to their input (attentions, residual blocks without a shortcut convolution)
             may be left out; ``min_width`` holds for those that stay.
         tolerance: the cost reached lies within [1 - tolerance, 1] of the budget.
+        timing: batch size, tolerance and attempts of a budget in seconds; None: their defaults.
         recovery: "least-squares" then fits the layers behind a cut to the full network's answers, on so many
             images at the noise levels of ``timesteps``; it needs ``objective`` and ``images``. See `recovery.recover`.
         seed: of random importances and of the noise of taylor, diff-pruning and recovery.
@@ -99,8 +107,10 @@ def prune_to_budget(
 
     Raises:
         SolverError: where no legal widths cost that; it carries the nearest costs that can be reached.
+        TimeBudgetError: where no measured network took the time that was asked; it carries what was reached.
     """
-    check_budget(budget, tolerance)
+    share, unit = budget_of(budget)
+    check_budget(share, tolerance)
     kind = importance if isinstance(importance, str) else "given"
     looking: dict[str, Any] = {
         "objective": objective,
@@ -111,19 +121,22 @@ def prune_to_budget(
     repair = repair_by(recovery, num_recovery_images, names=(seed, "prune"), **looking)
     scores = resolve_importance(model, importance, **looking, timestep_stride=timestep_stride, seed=seed)
     started = time.perf_counter()
-    space = space_of(
-        model,
-        example_inputs,
-        budget,
-        tolerance=tolerance,
-        alignment=alignment,
-        min_width=min_width,
-        keep=keep,
-        depth=depth,
-    )
-    solution = space.solve(scores)
+    limits: dict[str, Any] = {
+        "tolerance": tolerance,
+        "alignment": alignment,
+        "min_width": min_width,
+        "keep": keep,
+        "depth": depth,
+    }
+    time_info = None
+    if unit == "seconds":
+        timer = Timer.of(model, example_inputs, share, timing or TimingSettings())
+        space, time_info = timer.aim(lambda cost, target: open_space(cost.wiring, cost, target, **limits), scores)
+    else:
+        space = space_of(model, example_inputs, share, **limits)
+    widths = space.solve(scores).widths
     return cut_to_widths(
-        model, example_inputs, space, solution.widths, scores, kind=kind, started=started, repair=repair
+        model, example_inputs, space, widths, scores, kind=kind, started=started, repair=repair, time_info=time_info
     )
 
 
@@ -152,27 +165,29 @@ def cut_to_widths(
     kind: str = "given",
     started: float | None = None,
     repair: Repair | None = None,
+    time_info: TimeInfo | None = None,
 ) -> tuple[ModelMixin, PruneInfo]:
     """Cut ``model`` to legal ``widths``, keeping each axis's most important channels, and check the result.
 
     ``repair`` changes the smaller network's weights in place. The cost reached is counted anew on the network itself,
-    and a forward pass has to give finite numbers of the shape that the full network gives.
+    and a forward pass has to give finite numbers of the shape that the full network gives. A space of a budget in time
+    comes with what was measured.
     """
     started = time.perf_counter() if started is None else started
     kept = space.kept(widths, scores)
     if not kept:
         raise SettingError("prune.budget: nothing would change: every axis keeps its full width")
     small = cut(model, kept)
-    macs, base_macs = count_macs(small, example_inputs), space.base_macs
-    check_cost(macs, base_macs, space.budget, space.tolerance)
+    macs, base_macs = count_macs(small, example_inputs), count_macs(model, example_inputs)
+    check_cost(macs, base_macs, None if time_info else space.budget, space.tolerance)
     recovery = None if repair is None else repair(model, small, kept)
     _check_forward(small, example_inputs, describe(model).output_shape(model, example_inputs))
     full = {name: space.wiring.axes[name].width for name in space.widths}
     total = sum(float(scores[name].sum()) for name in full)
     kept_total = sum(float(scores[name][kept[name]].sum() if name in kept else scores[name].sum()) for name in full)
     info = PruneInfo(
-        asked=space.budget,
-        achieved=macs / base_macs,
+        asked=time_info.asked if time_info else space.budget,
+        achieved=time_info.achieved if time_info else macs / base_macs,
         macs=macs,
         base_macs=base_macs,
         parameters=count_parameters(small),
@@ -187,16 +202,18 @@ def cut_to_widths(
         removed_blocks=space.wiring.removed_blocks(widths),
         seconds=time.perf_counter() - started,
         recovery=recovery,
+        budget_in="seconds" if time_info else "macs",
+        time=time_info,
     )
     return small, info
 
 
-def check_cost(macs: int, base_macs: int, budget: float, tolerance: float) -> None:
-    """Achieved against asked; what the cost model promised has to hold for the network itself."""
+def check_cost(macs: int, base_macs: int, budget: float | None, tolerance: float) -> None:
+    """Achieved against asked, if MACs were; what the cost model promised has to hold for the network itself."""
     achieved = macs / base_macs
     if macs >= base_macs:
         raise RuntimeError(f"pruning changed nothing: {macs} MACs before and after")
-    if not (1 - tolerance) * budget - 1e-9 <= achieved <= budget + 1e-9:
+    if budget is not None and not (1 - tolerance) * budget - 1e-9 <= achieved <= budget + 1e-9:
         raise RuntimeError(
             f"pruning reached {achieved:.4f} of the MACs, outside [{(1 - tolerance) * budget:.4f}, {budget:.4f}]: "
             "the cost model disagrees with the network; please report this with the model's config.json"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from noisewise.errors import SettingError
+from noisewise.files import read_json, write_json
 from noisewise.models.surgery import cut
 from noisewise.noise_distribution import Timesteps
 from noisewise.objectives import Draw, ImageSource, Objective
@@ -21,11 +22,16 @@ from noisewise.pruning.memory import REPEATED, MemoryBank, Record
 from noisewise.pruning.proposers import Accountable, Context, Credited, Proposal, Proposer, build_proposer
 from noisewise.pruning.prune import PruneInfo, cut_to_widths, resolve_importance, space_of
 from noisewise.pruning.recovery import RecoveryKind, repair_by
+from noisewise.pruning.settings import TimingSettings
+from noisewise.pruning.solver import check_budget
+from noisewise.pruning.space import Space, open_space
+from noisewise.pruning.time_budget import Budget, TimeInfo, Timer, budget_of
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
 BANK = "memory_bank.jsonl"
+AIM = "time_budget.json"
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class SearchResult:
 def search(
     model: ModelMixin,
     example_inputs: Mapping[str, Any],
-    budget: float,
+    budget: Budget,
     settings: Any,
     *,
     objective: Objective,
@@ -58,6 +64,7 @@ def search(
     importance: ImportanceKind | Importances = "taylor",
     timestep_stride: int | None = None,
     tolerance: float = 0.02,
+    timing: TimingSettings | None = None,
     recovery: RecoveryKind = "none",
     num_recovery_images: int = 256,
     workspace: Path | None = None,
@@ -69,6 +76,9 @@ def search(
 
     All candidates are scored on the same images, noise and timesteps, so that two differ by their widths and not by
     luck. With a workspace the memory bank lies there, and a search that was stopped goes on without scoring again.
+
+    A budget in seconds is aimed at with the solver's own answer first; all candidates then have the predicted time that
+    one had, and the best whose measured time is as asked is taken.
 
     Candidates are scored as they are cut; ``recovery`` repairs the best of them alone. On a network of 40 layers one
     recovery takes as long as scoring some 20 candidates.
@@ -84,15 +94,14 @@ def search(
     """
     names = (seed, "prune", group)
     proposer = proposer or build_proposer(settings)
-    space = space_of(
-        model,
-        example_inputs,
-        budget,
-        tolerance=tolerance,
-        alignment=settings.alignment,
-        min_width=settings.min_width,
-        depth=settings.depth,
-    )
+    share, unit = budget_of(budget)
+    check_budget(share, tolerance)
+    limits: dict[str, Any] = {
+        "tolerance": tolerance,
+        "alignment": settings.alignment,
+        "min_width": settings.min_width,
+        "depth": settings.depth,
+    }
     bank = MemoryBank(None if workspace is None else workspace / BANK)
     looking: dict[str, Any] = {
         "objective": objective,
@@ -104,6 +113,12 @@ def search(
     looking |= {"timestep_stride": timestep_stride, "seed": seed}
     scores = resolve_importance(model, importance, **looking)
     kind = importance if isinstance(importance, str) else "given"
+    timer = None
+    if unit == "seconds":
+        timer = Timer.of(model, example_inputs, share, timing or TimingSettings())
+        space = _aimed(timer, scores, limits, workspace)
+    else:
+        space = space_of(model, example_inputs, share, **limits)
     context = Context(space, scores, group, timesteps, names)
     if settings.hints:
         others = {hint: resolve_importance(model, hint, **looking) for hint in settings.hints if hint != kind}
@@ -132,8 +147,33 @@ def search(
     if not best:
         reasons = "; ".join(sorted({record.reason for record in bank.records}))
         raise SettingError(f"prune.proposer: none of {len(bank)} candidates could be accepted ({reasons})")
-    small, info = cut_to_widths(model, example_inputs, space, best[0].widths, scores, kind=kind, repair=repair)
-    return SearchResult(small, info, best[0], bank, account)
+    chosen, time_info = (best[0], None) if timer is None else _in_time(timer, context, bank)
+    small, info = cut_to_widths(
+        model, example_inputs, space, chosen.widths, scores, kind=kind, repair=repair, time_info=time_info
+    )
+    return SearchResult(small, info, chosen, bank, account)
+
+
+def _aimed(timer: Timer, scores: Importances, limits: Mapping[str, Any], workspace: Path | None) -> Space:
+    """The space of a budget in time; one that a stopped search aimed at before is there again."""
+    path = None if workspace is None else workspace / AIM
+    if path is not None and path.exists():
+        return open_space(timer.latency.wiring, timer.latency, read_json(path, "aim")["target"], **limits)
+    space, info = timer.aim(lambda cost, target: open_space(cost.wiring, cost, target, **limits), scores)
+    if path is not None:
+        write_json(path, {"target": space.budget, **asdict(info)})
+    return space
+
+
+def _in_time(timer: Timer, context: Context, bank: MemoryBank) -> tuple[Record, TimeInfo]:
+    """The best candidate whose measured time is as asked, of the few that may be measured."""
+    reached: list[float] = []
+    for record in bank.best(timer.settings.attempts):
+        info = timer.measured(context.space, record.widths, context.importances, reached)
+        if timer.is_met(info):
+            return record, info
+        reached.append(info.achieved)
+    raise timer.missed(reached, info.standard_error)
 
 
 @dataclass(frozen=True)

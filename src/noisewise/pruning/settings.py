@@ -45,3 +45,21 @@ class SearchSettings(BaseModel):
 
     def check_ready(self) -> None:
         """Refuse, before any long work, what this proposer could not work with."""
+
+
+class TimingSettings(BaseModel):
+    """How the latency of a budget in time is measured."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    batch_size: int = Field(default=64, ge=1)
+    """Images of the forward passes that are timed."""
+
+    tolerance: float = Field(default=0.05, gt=0, lt=0.5)
+    """How far the measured time may lie from the budget, on either side, as a fraction of it."""
+
+    attempts: int = Field(default=4, ge=1, le=20)
+    """Networks that are cut and measured; each aims off by as much as the one before it missed."""
+
+    clock: Literal["wall", "cpu"] = "wall"
+    """What the result is measured by: time that passes or, on a CPU that others use too, the processor's."""

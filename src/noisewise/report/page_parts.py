@@ -39,6 +39,7 @@ class GroupLine:
     is_empty: bool
     recovery: tuple[str, str]  # loss right after pruning, and after recovery
     is_recovered: bool
+    time: str | None  # measured, as a share of the base's; None where the limit is one of MACs
 
 
 @dataclass(frozen=True)
@@ -103,17 +104,19 @@ def group_lines(results: Results) -> list[GroupLine]:
     """The plan's groups with what pruning achieved and how many sampling steps each serves."""
     achieved = {expert.group: expert.achieved for expert in results.widths if expert is not None}
     recovered = {expert.group: _recovery(expert.recovery) for expert in results.widths if expert and expert.recovery}
+    timed = {expert.group: share(expert.time.achieved) for expert in results.widths if expert and expert.time}
     widths_given = results.method == "multi-decoder" and "decoders" in (results.recipe.get("multi_decoder") or {})
     if results.method == "multi-decoder":
         achieved = dict(enumerate(results.group_costs))
     lines = []
     for i, group in enumerate(results.groups):
         steps = sum(step.group == i for step in results.routes)
-        share = achieved.get(i)
+        kept = achieved.get(i)
         limit = MISSING if widths_given else f"{group.cost_limit:.3f}"
         lines.append(GroupLine(i, number(group.t_start), number(group.t_stop), number(group.num_timesteps),
-                               limit, MISSING if share is None else f"{share:.3f}", steps,
-                               group.is_empty, recovered.get(i, (MISSING, MISSING)), i in recovered))  # fmt: skip
+                               limit, share(kept), steps,
+                               group.is_empty, recovered.get(i, (MISSING, MISSING)), i in recovered,
+                               timed.get(i, MISSING) if timed else None))  # fmt: skip
     return lines
 
 

@@ -183,6 +183,14 @@ class Recovered(Part):
     applied: bool = True
 
 
+class Timed(Part):
+    """Share of the base's time that was asked for and measured, and at what batch size."""
+
+    asked: float
+    achieved: float
+    batch_size: int
+
+
 class Widths(Part):
     """What is left of one group's expert: channels kept and there before, per axis."""
 
@@ -191,6 +199,7 @@ class Widths(Part):
     achieved: float | None = None
     axes: Annotated[dict[str, tuple[int, int]], _or_empty(dict)] = {}
     recovery: Recovered | None = None
+    time: Timed | None = None
 
 
 class Candidate(Part):

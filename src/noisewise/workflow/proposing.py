@@ -14,7 +14,8 @@ from noisewise.errors import SettingError
 from noisewise.models.networks import describe
 from noisewise.objectives import Objective
 from noisewise.pruning.brief import checksum
-from noisewise.pruning.settings import SearchSettings
+from noisewise.pruning.settings import SearchSettings, TimingSettings
+from noisewise.pruning.time_budget import Budget
 from noisewise.workflow.explain import explain
 from noisewise.workflow.recipe import Recipe
 from noisewise.workflow.settings import PruneSettings, Section
@@ -51,7 +52,7 @@ def proposer_settings(recipe: Recipe, kind: str, given: Mapping[str, Any]) -> Se
 
 def search_model(
     model: ModelMixin,
-    budget: float,
+    budget: Budget,
     settings: SearchSettings,
     out: Path,
     *,
@@ -60,6 +61,7 @@ def search_model(
     timesteps: tuple[int, int] | None,
     importance: str,
     recipe: Recipe,
+    timing: TimingSettings,
     seed: int,
     log: Callable[[str], None],
 ) -> tuple[SearchResult, Path]:
@@ -71,6 +73,7 @@ def search_model(
     from noisewise.pruning.search import search
 
     depends_on = [checksum(model), budget, plain(settings), timesteps, importance, plain(recipe), seed]
+    depends_on += [plain(timing)] if isinstance(budget, Mapping) else []
     digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
     out = out.absolute()
     workspace = out.with_name(f".{out.name}.{digest[:8]}")
@@ -85,6 +88,7 @@ def search_model(
         importance=importance,  # type: ignore[arg-type]  # checked where it is used
         timestep_stride=recipe.prune.timestep_stride,
         tolerance=recipe.prune.tolerance,
+        timing=timing,
         recovery=recipe.prune.recovery,
         num_recovery_images=recipe.prune.num_recovery_images,
         workspace=workspace,

@@ -103,6 +103,8 @@ class Recipe(Section):
             raise ValueError("compare: names a row twice")
         self._check_stage_2()
         self._check_scratch(existing)
+        if self.prune.budget_in == "seconds" and "multi-decoder" in self.rows and self.multi_decoder.start == "base":
+            raise ValueError("prune.budget_in: seconds given; a multi-decoder's decoders are pruned by MACs")
         check_conditioning(self)
         return self
 

@@ -251,8 +251,8 @@ def _kept(group: int, info: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if info is None:
         return None
     axes = {name: [kept, info["full_widths"][name]] for name, kept in info["widths"].items()}
-    recovered = {"recovery": info["recovery"]} if info.get("recovery") else {}
-    return {"group": group, "budget": info["asked"], "achieved": info["achieved"], "axes": axes, **recovered}
+    more = {name: info[name] for name in ("recovery", "time") if info.get(name)}
+    return {"group": group, "budget": info["asked"], "achieved": info["macs"] / info["base_macs"], "axes": axes, **more}
 
 
 def _proposals(store: Store, step: StepSpec) -> dict[str, Any]:

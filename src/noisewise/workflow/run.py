@@ -99,7 +99,7 @@ def check_smallest_budget(graph: Graph, store: Store) -> None:
     """Before the long work: can the smallest network, and the smallest decoder, be cut at all?"""
     pending = [step for step in graph.steps if step.action in ("prune", "decoders") and not store.is_done(step)]
     limits = [(s.settings["budget"], s.settings["names"][-1]) for s in pending if s.settings.get("budget")]
-    if limits:
+    if limits and graph.recipe.prune.budget_in == "macs":  # what takes how long is measured on the trained base
         budget, group = min(limits)
         check_budget(graph.base.network, budget, graph.recipe.prune, group)
     if any(step.action == "decoders" for step in pending):

@@ -18,6 +18,8 @@ from pydantic import (
 )
 
 from noisewise.pruning.proposers import ImportanceSettings, ProposerSettings
+from noisewise.pruning.settings import TimingSettings
+from noisewise.pruning.time_budget import Budget
 from noisewise.sampling.kinds import SchedulerKind
 from noisewise.training.settings import TrainSettings
 from noisewise.workflow.plan_settings import Section
@@ -161,6 +163,11 @@ class PruneSettings(Section):
     """Taylor and diff-pruning visit one timestep in so many; default: as few as visit at most 50."""
     tolerance: float = Field(default=0.02, gt=0, lt=0.5)
     """The cost reached lies within [1 - tolerance, 1] of the budget."""
+    budget_in: Literal["macs", "seconds"] = "macs"
+    """What the plan's cost limits are shares of: the base's MACs, or its latency as measured here. A network that is
+    pruned to what another row costs is so by MACs."""
+    timing: TimingSettings = TimingSettings()
+    """How latency is measured; only with budget_in `seconds`."""
     proposer: ProposerSettings = ImportanceSettings()
     """What suggests widths: rounds of candidates, each scored on the group's timesteps and remembered."""
     recovery: Literal["none", "least-squares"] = "none"
@@ -177,12 +184,26 @@ class PruneSettings(Section):
             raise ValueError("num_recovery_images belongs to recovery `least-squares`; `none` would ignore it")
         return self
 
+    @model_validator(mode="after")
+    def _timing_comes_with_seconds(self) -> PruneSettings:
+        if self.budget_in == "macs" and self.timing != _default(self, "timing"):
+            raise ValueError("timing belongs to budget_in `seconds`; `macs` would ignore it")
+        if self.budget_in == "seconds" and self.proposer.kind == "llm":
+            raise ValueError("proposer: a language model is told of MACs; budget_in `seconds` goes with the others")
+        return self
+
+    def asked(self, share: float) -> Budget:
+        """A cost limit as the pruner takes it."""
+        return {"seconds": share} if self.budget_in == "seconds" else share
+
     @model_serializer(mode="wrap")
     def _identity(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> Any:
-        """What names a step of the store: without recovery, as before there was any."""
+        """What names a step of the store: without recovery and seconds, as before there were any."""
         values = handler(self)
-        if (info.context or {}).get("identity") and self.recovery == "none":
-            return {name: value for name, value in values.items() if name not in ("recovery", "num_recovery_images")}
+        if (info.context or {}).get("identity"):
+            unused = {"recovery", "num_recovery_images"} if self.recovery == "none" else set()
+            unused |= {"budget_in", "timing"} if self.budget_in == "macs" else set()
+            return {name: value for name, value in values.items() if name not in unused}
         return values
 
 

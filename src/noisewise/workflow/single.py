@@ -18,7 +18,8 @@ from noisewise.files import disk_errors, write_json
 from noisewise.models.loading import load_denoiser, save_pipeline
 from noisewise.models.networks import describe
 from noisewise.planning.plan import Plan
-from noisewise.pruning.settings import SearchSettings
+from noisewise.pruning.settings import SearchSettings, TimingSettings
+from noisewise.pruning.time_budget import Budget
 from noisewise.sampling.kinds import SchedulerKind
 from noisewise.schedule import NoiseSchedule
 from noisewise.workflow import measure
@@ -93,7 +94,7 @@ def sampler_for(kind: SchedulerKind | None, scheduler: Any, latent: bool = False
 
 def prune_model(
     folder: Path,
-    budget: float,
+    budget: Budget,
     out: Path,
     importance: str,
     recipe: Recipe | None,
@@ -103,6 +104,7 @@ def prune_model(
     log: Callable[[str], None] = lambda line: None,
     *,
     depth: bool = False,
+    timing: TimingSettings | None = None,
 ) -> Any:
     """Prune one model to one budget and save it; with a recipe its images and objective score the channels.
 
@@ -120,18 +122,29 @@ def prune_model(
     model = model.to(device())
     names = ("recovery", "num_recovery_images")
     recovery = {} if recipe is None else {name: getattr(recipe.prune, name) for name in names}
+    timing = timing or TimingSettings()
     records = None
     if proposer is None:
         from noisewise.pruning.prune import prune_to_budget
 
         inputs = describe(model).example_inputs(model)
-        small, info = prune_to_budget(model, inputs, budget, importance, depth=depth, seed=seed, **needed, **recovery)  # type: ignore[arg-type]  # the kind is checked where it is used
+        looking = {"depth": depth, "timing": timing, "seed": seed, **needed, **recovery}
+        small, info = prune_to_budget(model, inputs, budget, importance, **looking)  # type: ignore[arg-type]  # the kind is checked where it is used
     else:
         from noisewise.workflow.proposing import search_model
 
         assert recipe is not None
         found, records = search_model(
-            model, budget, proposer, out, importance=importance, recipe=recipe, seed=seed, log=log, **needed
+            model,
+            budget,
+            proposer,
+            out,
+            importance=importance,
+            recipe=recipe,
+            timing=timing,
+            seed=seed,
+            log=log,
+            **needed,
         )
         small, info = found.model, found.info
     small = small.to("cpu")

@@ -14,6 +14,7 @@ from noisewise.models.loading import load_denoiser
 from noisewise.models.networks import describe
 from noisewise.objectives import Objective
 from noisewise.planning.plan import Plan
+from noisewise.pruning.time_budget import Budget
 from noisewise.schedule import NoiseSchedule
 from noisewise.streams import seed_of
 from noisewise.workflow import covering, decoders, measure, merging
@@ -192,8 +193,9 @@ def prune(job: Job) -> Result:
 
     settings, prune = job.settings, job.settings["prune"]
     budget = settings["budget"]
+    asked: Budget = prune.asked(budget) if budget is not None else 0.0
     if budget is None:
-        budget = job.result_of("match")["mean_fraction"]
+        asked = budget = job.result_of("match")["mean_fraction"]
         if budget >= 1:
             job.note("the cost to match is the base's, so nothing is pruned")
             return {**save_model(job, load_model(job.input("source"))), "budget": 1.0, "achieved": 1.0}
@@ -209,7 +211,7 @@ def prune(job: Job) -> Result:
     found = search(
         source,
         describe(source).example_inputs(source),
-        budget,
+        asked,
         prune.proposer,
         objective=objective_of(job),
         images=job.learned().train,
@@ -218,6 +220,7 @@ def prune(job: Job) -> Result:
         importance=prune.importance,
         timestep_stride=prune.timestep_stride,
         tolerance=prune.tolerance,
+        timing=prune.timing,
         recovery=prune.recovery,
         num_recovery_images=prune.num_recovery_images,
         workspace=job.workspace,

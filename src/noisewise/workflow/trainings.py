@@ -124,7 +124,9 @@ class Trainings:
         inputs = {"source": source, **({"match": match} if match else {}), **self.base.latent_inputs}
         groups = self.base.plan.groups
         levels = self.base.schedule.num_train_timesteps if group is None else groups[group].num_timesteps
-        return self.once(StepSpec(name, "prune", settings, inputs, macs=self.base.prune_macs(self.recipe, levels)))
+        macs = self.base.prune_macs(self.recipe, levels)
+        is_timed = prune.budget_in == "seconds" and budget is not None
+        return self.once(StepSpec(name, "prune", settings, inputs, macs=macs, exclusive=is_timed))
 
     # ---- stage 2 and its rivals
 
