@@ -25,6 +25,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/training_loop.py
 	$(BIN)/python benchmarks/pruned_speed.py
 	$(BIN)/python benchmarks/multi_decoder.py
+	$(BIN)/python benchmarks/latent_reading.py
 	$(BIN)/python benchmarks/pruning_budgets.py --configs 4
 
 $(READY): pyproject.toml constraints.txt

@@ -137,6 +137,11 @@ def autoencoder_folder(folder: Path) -> Path | None:
     return folder if read_config(folder)["_class_name"] in KINDS else None
 
 
+def is_latent_pipeline(folder: Path) -> bool:
+    """Whether the folder is a pipeline's whose samples are decoded."""
+    return (folder / "model_index.json").is_file() and autoencoder_folder(folder) is not None
+
+
 def _found(folder: Path, setting: str) -> Path:
     found = autoencoder_folder(folder)
     if found is None:

@@ -52,14 +52,12 @@ class LatentStage:
 
 def settings_of(recipe: Recipe) -> ExistingAutoencoder | NewAutoencoder | None:
     """The recipe's section, or the autoencoder of the pipeline it starts from; None where pixels are learned."""
-    from noisewise.models.autoencoder import autoencoder_folder
-
     if recipe.autoencoder is not None or not isinstance(recipe.model, ExistingModel):
         return recipe.autoencoder
-    if not recipe.model.source.is_dir() or not (recipe.model.source / "model_index.json").is_file():
-        return None
-    has_one = autoencoder_folder(recipe.model.source) is not None
-    return ExistingAutoencoder.model_validate({"from": recipe.model.source}) if has_one else None
+    from noisewise.models.autoencoder import is_latent_pipeline
+
+    source = recipe.model.source
+    return ExistingAutoencoder.model_validate({"from": source}) if is_latent_pipeline(source) else None
 
 
 def latent_stage(recipe: Recipe, data: DataInfo) -> LatentStage | None:
@@ -169,7 +167,12 @@ def check_denoiser(recipe: Recipe, model: Any, stage: LatentStage) -> list[str]:
     Returns:
         Notes for the user.
     """
-    from noisewise.models.autoencoder import autoencoder_folder, describe_autoencoder, latent_statistics
+    from noisewise.models.autoencoder import (
+        autoencoder_folder,
+        describe_autoencoder,
+        is_latent_pipeline,
+        latent_statistics,
+    )
 
     assert isinstance(recipe.model, ExistingModel)
     assert isinstance(stage.settings, ExistingAutoencoder)
@@ -185,8 +188,7 @@ def check_denoiser(recipe: Recipe, model: Any, stage: LatentStage) -> list[str]:
             f"network in model.from is made for {config.sample_size}x{config.sample_size}; set data.image_size: "
             f"{config.sample_size * stage.factor}"
         )
-    is_pipeline = (source / "model_index.json").is_file()
-    own_folder = autoencoder_folder(source) if is_pipeline else None
+    own_folder = autoencoder_folder(source) if is_latent_pipeline(source) else None
     if own_folder is None:
         return [f"model.from: {source} has no autoencoder, so that nothing tells whether it learned these latents"]
     own = describe_autoencoder(source, setting="model.from")

@@ -164,9 +164,9 @@ def prune_model(
 
 def _save_like(source: Path, small: Any, scheduler: Any, folder: Path) -> None:
     """A pipeline of the kind in ``source`` with another network."""
-    from noisewise.models.autoencoder import autoencoder_folder, load_autoencoder, save_latent_pipeline
+    from noisewise.models.autoencoder import is_latent_pipeline, load_autoencoder, save_latent_pipeline
 
-    if autoencoder_folder(source) is None:
+    if not is_latent_pipeline(source):
         save_pipeline(small, scheduler, folder)
     else:
         save_latent_pipeline(small, scheduler, load_autoencoder(source), folder)
@@ -175,10 +175,10 @@ def _save_like(source: Path, small: Any, scheduler: Any, folder: Path) -> None:
 def _as_learned(source: Path, images: Any) -> Any:
     """A recipe's images as the network in ``source`` sees them: a latent pipeline's are encoded when looked at."""
     from noisewise.data.latents import EncodedOnDemand
-    from noisewise.models.autoencoder import autoencoder_folder
+    from noisewise.models.autoencoder import is_latent_pipeline
     from noisewise.workflow.latent_steps import load
 
-    if autoencoder_folder(source) is None:
+    if not is_latent_pipeline(source):
         return images
     autoencoder = load(source)
     if images.channels != autoencoder.in_channels:
@@ -302,11 +302,10 @@ def _labels_in_turn(model: Any, num_images: int, class_labels: Sequence[int] | N
 
 def latent_decoder(folder: Path) -> Any:
     """What turns the samples of a latent pipeline's network into images; None of a pipeline of pixels."""
-    from noisewise.models.autoencoder import autoencoder_folder
+    from noisewise.models.autoencoder import is_latent_pipeline
     from noisewise.workflow.latent_steps import decoder
 
-    is_pipeline = (folder / "model_index.json").is_file()
-    return decoder(folder, DECODE_BATCH) if is_pipeline and autoencoder_folder(folder) is not None else None
+    return decoder(folder, DECODE_BATCH) if is_latent_pipeline(folder) else None
 
 
 def evaluate_model(

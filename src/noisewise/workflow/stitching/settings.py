@@ -89,6 +89,11 @@ def open_pair(
     small: Path, large: Path, schedule: ScheduleSettings | None = None, objective: ObjectiveSettings | None = None
 ) -> Pair:
     """Load two checkpoints and check that one can go on where the other stops."""
+    from noisewise.models.autoencoder import is_latent_pipeline
+
+    for folder in (small, large):
+        if is_latent_pipeline(folder):
+            raise SettingError(f"stitch: {folder} is a pipeline of latents; stitch compares pipelines of pixels")
     (cheap, its_scheduler), (dear, scheduler) = load_denoiser(small), load_denoiser(large)
     check_pair(cheap, dear)
     if scheduler is not None and its_scheduler is not None:
