@@ -20,6 +20,7 @@ from noisewise.models.loading import load_denoiser
 from noisewise.report import load_results, model_card, write_report
 from noisewise.workflow.builder import build_graph
 from noisewise.workflow.graph import Graph
+from noisewise.workflow.predict import si
 from noisewise.workflow.recipe import Recipe, check_recipe
 from noisewise.workflow.run import open_graph, run_recipe
 
@@ -172,6 +173,25 @@ def test_sample_by_class_with_guidance(done: Path, tmp_path: Path, capsys: pytes
         assert main(command) == 2
         assert said in capsys.readouterr().err
         assert not (tmp_path / "no").exists()
+
+
+def test_evaluate_and_plan_say_it_too(done: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    numbers = tmp_path / "numbers.json"
+    command = ["evaluate", str(done / "pipeline"), "--recipe", str(done / "recipe.yaml"), "--json-file", str(numbers)]
+    assert main(command) == 0
+    shown, found = capsys.readouterr().out, json.loads(numbers.read_text())
+    results = json.loads((done / "results.json").read_text())
+    tdc = next(row for row in results["rows"] if row["id"] == "tdc")
+    assert found["precision"] == pytest.approx(tdc["precision"])
+    assert [each["value"] for each in found["classes"]["values"]] == pytest.approx(
+        [each["value"] for each in results["classes"]["rows"]["tdc"]]
+    )
+    assert f"precision {tdc['precision']:.4f}, recall {tdc['recall']:.4f}" in shown
+    assert "class 7: kid_efficientnet_lite0_block10" in shown
+
+    assert main(["plan", str(done / "recipe.yaml")]) == 0
+    macs = graph().base.macs
+    assert f"{si(macs)}MACs a call, {si(macs * graph().base.calls)}MACs an image" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,9 @@ def evaluate(
     save_statistics: Path | None = None,
     json_file: Path | None = None,
 ) -> None:
-    """Fréchet distance and KID of a model's images, with where the numbers come from.
+    """Fréchet distance, KID, precision and recall of a model's images, with where the numbers come from.
+
+    Where the recipe's data has classes, also the distance of each.
 
     Args:
         model: folder of a diffusers pipeline.
@@ -184,8 +186,8 @@ def evaluate(
         json_file: file for the numbers with their provenance.
     """
     from noisewise.files import check_target, write_json
+    from noisewise.workflow.evaluating import evaluate_model
     from noisewise.workflow.recipe import load_recipe
-    from noisewise.workflow.single import evaluate_model
 
     for option, path in (("--save-statistics", save_statistics), ("--json-file", json_file)):
         if path is not None:
@@ -197,6 +199,12 @@ def evaluate(
     print(f"{frechet['metric']}: {frechet['value']:.3f}")
     if kid is not None:
         print(f"{kid['metric']}: {kid['value']:.5f} [{kid['low']:.5f}, {kid['high']:.5f}]")
+    if found.get("precision") is not None:
+        print(f"precision {found['precision']:.4f}, recall {found['recall']:.4f} (k = {found['k']})")
+    if (classes := found.get("classes")) is not None:
+        for name, score in zip(classes["names"], classes["values"], strict=False):
+            print(f"class {name}: {score['metric']} {score['value']:.5f}")
+        print(f"by class: {classes['why']}")
     for side in ("samples", "reference"):
         known = {key: value for key, value in frechet[side].items() if value is not None}
         print(f"{side}: {json.dumps(known)}")

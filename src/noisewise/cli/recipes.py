@@ -113,16 +113,17 @@ def plan(
 
 def _print_plan(planned: Planned) -> None:
     """Groups, routes, and the cost of an image."""
+    from noisewise.workflow.conditioning import guided_routes
     from noisewise.workflow.predict import si
 
     made, macs = planned.plan, planned.macs
     shares = None if planned.costs is None else [None if cost is None else cost / macs for cost in planned.costs]
-    routes = made.routes(planned.scheduler, planned.num_inference_steps, shares)
+    routes = guided_routes(made.routes(planned.scheduler, planned.num_inference_steps, shares), planned.guidance)
     print(made.table())
     print()
     print(routes.table())
     print()
-    calls = len(routes.steps)
+    calls = sum(planned.guidance.calls_at(step.t) for step in routes.steps)
     print(f"base: {planned.parameters:,} parameters, {si(macs)}MACs a call, {si(macs * calls)}MACs an image")
     if planned.costs is None:
         who = "experts, at their cost limits"
@@ -130,10 +131,11 @@ def _print_plan(planned: Planned) -> None:
         known = [f"group {group} {si(cost)}MACs" for group, cost in enumerate(planned.costs) if cost is not None]
         print(f"multi-decoder, encoder and decoder of each group: {', '.join(known)} a call")
         who = f"multi-decoder, {planned.resident:,} parameters in all"
-    print(f"{who}: {si(macs * routes.total)}MACs an image, {routes.mean:.4f} of the base's")
+    print(f"{who}: {si(macs * routes.total)}MACs an image, {routes.total / calls:.4f} of the base's")
 
 
 def _plan_of_recipe(source: Path, overrides: tuple[str, ...], method: PlanMethod | None, runs: Path) -> Planned:
+    from noisewise.sampling.guidance import Guidance
     from noisewise.workflow.builder import build_graph
     from noisewise.workflow.predict import si
     from noisewise.workflow.recipe import load_recipe
@@ -153,7 +155,8 @@ def _plan_of_recipe(source: Path, overrides: tuple[str, ...], method: PlanMethod
     base, decoders = graph.base, graph.base.decoders if recipe.method == "multi-decoder" else None
     costs, resident = (None, 0) if decoders is None else (decoders.macs, decoders.resident)
     steps = graph.recipe.sample.num_inference_steps
-    return Planned(graph.plan, base.macs, base.parameters, base.scheduler, steps, costs, resident)
+    guidance = Guidance.of(recipe.sample.guidance_scale, graph.plan)
+    return Planned(graph.plan, base.macs, base.parameters, base.scheduler, steps, costs, resident, guidance)
 
 
 def _say(line: str) -> None:

@@ -20,7 +20,7 @@ from noisewise.evaluation.features import Features
 from noisewise.evaluation.provenance import check_same_features
 
 NEAREST = 3  # the paper's k
-CHUNK = 1024  # rows of a distance matrix at a time
+CHUNK = 256  # rows of a distance matrix at a time
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 IMAGES = "images.npy"
 GRID = "grid.png"
-NUM_IN_GRID = 64
+NUM_IN_GRID, MOST_COLUMNS = 64, 16
 TIMING_ROUNDS = 3
 Result = dict[str, Any]
 
@@ -123,7 +123,7 @@ def sample(job: Job) -> Result:
     images = draw_images(model, settings, total, num_steps, lambda done: job.update(int(done), total), decode)
     seconds = time.perf_counter() - started
     _save_array(job.workspace / IMAGES, images)
-    write_atomic(job.workspace / GRID, png_grid(images))
+    write_atomic(job.workspace / GRID, png_grid(images, settings["num_classes"]))
     return {**image_cost(network, settings, num_steps), **more, "seconds": round(seconds, 3)}
 
 
@@ -183,12 +183,13 @@ def _save_array(path: Path, array: np.ndarray) -> None:
     write_atomic(path, buffer.getvalue())
 
 
-def png_grid(images: np.ndarray) -> bytes:
-    """The first images [N, C, H, W] uint8 as a grid."""
+def png_grid(images: np.ndarray, num_classes: int | None = None) -> bytes:
+    """The first images [N, C, H, W] uint8 as a grid; of few classes in turn, each class in a column of its own."""
     from noisewise.sampling.grids import sample_grid
 
+    columns = num_classes if num_classes is not None and num_classes <= MOST_COLUMNS else 8
     buffer = io.BytesIO()
-    sample_grid(images[:NUM_IN_GRID]).save(buffer, "PNG", optimize=True)
+    sample_grid(images[: columns * (NUM_IN_GRID // columns)], columns).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""One job on one model, outside of any run: plan, prune, sample, evaluate."""
+"""One job on one model, outside of any run: plan, prune, sample."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ from noisewise.models.networks import describe
 from noisewise.planning.plan import Plan
 from noisewise.pruning.settings import SearchSettings, TimingSettings
 from noisewise.pruning.time_budget import Budget
+from noisewise.sampling.guidance import Guidance
 from noisewise.sampling.kinds import SchedulerKind
 from noisewise.schedule import NoiseSchedule
 from noisewise.workflow import measure
-from noisewise.workflow.conditioning import scales_of
 from noisewise.workflow.explain import explain
 from noisewise.workflow.foundation import make_schedule
 from noisewise.workflow.machine import device
@@ -54,6 +54,7 @@ class Planned:
     num_inference_steps: int
     costs: Sequence[int | None] | None = None  # [N] MACs of each group's way, where they are known and no limits
     resident: int = 0  # parameters of those ways together
+    guidance: Guidance = field(default_factory=Guidance)
 
 
 def plan_model(
@@ -306,44 +307,6 @@ def latent_decoder(folder: Path) -> Any:
     from noisewise.workflow.latent_steps import decoder
 
     return decoder(folder, DECODE_BATCH) if is_latent_pipeline(folder) else None
-
-
-def evaluate_model(
-    folder: Path,
-    recipe: Recipe,
-    statistics: Path | None = None,
-    save_statistics: Path | None = None,
-    progress: Callable[[float], None] | None = None,
-) -> dict[str, Any]:
-    """Distances of a model's images from a recipe's held-out images, or from saved statistics, with provenance."""
-    from noisewise.data.load import load_data
-    from noisewise.evaluation.features import Features
-    from noisewise.evaluation.metrics import frechet_score, kid_score
-    from noisewise.evaluation.statistics import Statistics
-
-    sample = recipe.sample
-    known = None if statistics is None else Statistics.load(statistics)
-    test = load_data(recipe.data).test
-    if known is None and sample.num_images > len(test):
-        raise SettingError(f"sample.num_images: {sample.num_images} given; there are {len(test)} held-out images")
-    extractor = measure.extractor_of({"evaluate": recipe.evaluate.model_dump(mode="json")})
-    images = images_of(
-        folder, sample.num_images, sample.scheduler, sample.num_inference_steps, sample.seed, sample.batch_size,
-        sample.eta, progress, guidance_scale=scales_of(sample.guidance_scale),
-    )  # fmt: skip
-    sampled = Features.of(
-        extractor, images, model=folder.name, sampler=sample.scheduler,
-        num_inference_steps=sample.num_inference_steps, seed=sample.seed,
-    )  # fmt: skip
-    if save_statistics is not None:
-        Statistics.of(sampled).save(save_statistics)
-    if known is not None:
-        return {"frechet": frechet_score(Statistics.of(sampled), known).to_dict(), "kid": None}
-    real = Features.of(extractor, measure.chosen(test, sample.num_images, sample.seed))
-    return {
-        "frechet": frechet_score(Statistics.of(sampled), Statistics.of(real)).to_dict(),
-        "kid": kid_score(sampled, real).to_dict(),
-    }
 
 
 def check_new(out: Path, option: str = "--out") -> None:
