@@ -23,7 +23,9 @@ NUM_SCHEMES = 30
 LENGTHS = (256, 1024, 4096)  # images of a quick fine-tuning
 NUM_RESAMPLES = 2000
 PAIRED, UNPAIRED = "right after pruning, shared draws", "right after pruning, own draws"
+RECOVERED = "after least squares"
 IMPORTANCE, AGAIN = "importance lost", "after fine-tuning again"
+KNOWN = {PAIRED: "paired", UNPAIRED: "unpaired", IMPORTANCE: "importance", RECOVERED: "recovered"}
 
 
 def _arms(recipe: Recipe) -> Sequence[Arm]:
@@ -39,6 +41,7 @@ def _arms(recipe: Recipe) -> Sequence[Arm]:
         arm(PAIRED, "what the search goes by: the same images, noise and timesteps for every scheme"),
         arm(UNPAIRED, "as many draws, but other ones for every scheme"),
         arm(IMPORTANCE, "the share of the importances that is cut away: no network is run"),
+        arm(RECOVERED, "shared draws, after the layers behind the cuts were fitted to the base's answers"),
         *(arm(_label(n), "shared draws, after a quick training on the same images for all") for n in lengths(recipe)),
         arm(AGAIN, "the whole fine-tuning on other draws: the most that any score could tell"),
     )
@@ -66,7 +69,7 @@ def _steps(arm: Arm, graph: Graph) -> Mapping[str, StepSpec]:
         "schemes",
         bank.settings,
         {"source": t.stage_1(), "bank": bank, **graph.base.latent_inputs},
-        macs=2 * _score_macs(graph),
+        macs=6 * _score_macs(graph),
     )
     found = {"schemes": schemes}
     macs = graph.base.macs * budget_of(graph.recipe)
@@ -130,11 +133,10 @@ def _scores(cell: Cell, store: Store) -> tuple[np.ndarray, np.ndarray, float]:
     known = store.record(cell.own["schemes"]).result["schemes"]
     number = range(len(known))
     final = [store.record(cell.own[f"loss[{i}]"]).result["mean"] for i in number]
-    label, kind = cell.arm.label, {PAIRED: "paired", UNPAIRED: "unpaired", IMPORTANCE: "importance"}
-    if label in kind:
-        name = {IMPORTANCE: "importance_lost"}.get(label, kind[label])
-        scores = [scheme[name] for scheme in known]
-        seconds = [scheme["seconds"][kind[label]] for scheme in known]
+    label = cell.arm.label
+    if label in KNOWN:
+        scores = [scheme["scores"][KNOWN[label]] for scheme in known]
+        seconds = [scheme["seconds"][KNOWN[label]] for scheme in known]
     elif label == AGAIN:
         steps = [cell.own[f"again[{i}]"] for i in number]
         scores = [store.record(step).result["mean"] for step in steps]
