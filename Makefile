@@ -24,6 +24,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/sampling_overhead.py
 	$(BIN)/python benchmarks/training_loop.py
 	$(BIN)/python benchmarks/pruned_speed.py
+	$(BIN)/python benchmarks/pruned_time.py
 	$(BIN)/python benchmarks/multi_decoder.py
 	$(BIN)/python benchmarks/latent_reading.py
 	$(BIN)/python benchmarks/pruning_budgets.py --configs 4
