@@ -26,6 +26,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/pruned_speed.py
 	$(BIN)/python benchmarks/pruned_time.py
 	$(BIN)/python benchmarks/multi_decoder.py
+	$(BIN)/python benchmarks/expert_loading.py
 	$(BIN)/python benchmarks/latent_reading.py
 	$(BIN)/python benchmarks/pruning_budgets.py --configs 4
 

@@ -46,11 +46,11 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.rstrip().endswith("[]")
-    for command in ("init", "plan", "run", "prune", "sample", "evaluate", "report", "status"):
+    for command in ("init", "plan", "run", "prune", "sample", "evaluate", "report", "status", "stitch", "merge"):
         assert f" {command} " in done.stdout
 
 
-@pytest.mark.parametrize("command", ["init", "plan", "run", "prune", "sample", "evaluate", "report", "status"])
+@pytest.mark.parametrize("command", ["init", "plan", "run", "prune", "sample", "evaluate", "report", "status", "stitch", "merge"])
 def test_every_option_is_explained(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     said = capsys.readouterr().out
