@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Results = Mapping[str, Any]
 TABLE, SVG, PNG = "stitch.md", "stitch.svg", "stitch.png"
-_HEADS = ("switch at", "small's calls", "MACs/image", "cost", "distance", "KID x 1000", "held-out loss")
+_HEADS = ("switch at", "small's calls", "MACs/image", "cost", "distance", "KID", "held-out loss")
 
 
 def write_stitch(folder: Path, results: Results) -> list[Path]:
@@ -36,7 +36,7 @@ def rows(results: Results) -> list[tuple[str, ...]]:
     found: list[tuple[str, ...]] = []
     for point in results["points"]:
         kid = point["kid"]
-        interval = f" [{1000 * kid['low']:.1f}, {1000 * kid['high']:.1f}]"
+        interval = f" [{kid['low']:.4g}, {kid['high']:.4g}]"
         found.append(
             (
                 switch_name(point),
@@ -44,7 +44,7 @@ def rows(results: Results) -> list[tuple[str, ...]]:
                 _si(point["macs_per_image"]),
                 f"{point['cost']:.3f}",
                 f"{point['frechet']:.2f}" + (" *" if point["best"] else ""),
-                f"{1000 * kid['value']:.1f}" + interval,
+                f"{kid['value']:.4g}" + interval,
                 f"{point['loss']:.5f}",
             )
         )
@@ -131,12 +131,11 @@ def stitch_figure(results: Results) -> Figure:
 
 
 def _name_points(axis: Axes, points: Sequence[Mapping[str, Any]], name: str) -> None:
-    """The switch point beside each mark, above and below in turns."""
-    for i, point in enumerate(points):
-        label = switch_name(point)
-        side = 8 if i % 2 == 0 else -14
-        axis.annotate(label, (point["cost"], point[name]), (0, side), "data", "offset points",
-                      color=INK if point["best"] else MUTED, fontsize=8, ha="center")  # fmt: skip
+    """The switch point beside each mark, on the side where a falling curve leaves room."""
+    for point in points:
+        last = point["cost"] > 0.9
+        axis.annotate(switch_name(point), (point["cost"], point[name]), (0, -14) if last else (4, 6), "data", "offset points",
+                      color=INK if point["best"] else MUTED, fontsize=8, ha="center" if last else "left")  # fmt: skip
 
 
 def stitch_card(results: Results, at: float) -> str:
