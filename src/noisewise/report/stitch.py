@@ -134,7 +134,8 @@ def _name_points(axis: Axes, points: Sequence[Mapping[str, Any]], name: str) -> 
     """The switch point beside each mark, on the side where a falling curve leaves room."""
     for point in points:
         last = point["cost"] > 0.9
-        axis.annotate(switch_name(point), (point["cost"], point[name]), (0, -14) if last else (4, 6), "data", "offset points",
+        beside = (0, -14) if last else (4, 6)
+        axis.annotate(switch_name(point), (point["cost"], point[name]), beside, "data", "offset points",
                       color=INK if point["best"] else MUTED, fontsize=8, ha="center" if last else "left")  # fmt: skip
 
 
