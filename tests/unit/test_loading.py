@@ -98,9 +98,9 @@ def test_what_is_no_diffusers_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="asks for DDPMScheduler"):
         load_denoiser(tmp_path)
     (tmp_path / "model_index.json").write_text(
-        json.dumps({"_class_name": "StableDiffusionPipeline", "vae": ["a", "b"]})
+        json.dumps({"_class_name": "StableDiffusionPipeline", "vae": ["diffusers", "AutoencoderKL"]})
     )
-    with pytest.raises(SettingError, match="no component named unet"):
+    with pytest.raises(SettingError, match="no component named unet or transformer"):
         load_denoiser(tmp_path)
     with pytest.raises(SettingError, match="is a file"):
         load_denoiser(tmp_path / "config.json")

@@ -34,6 +34,9 @@ def denoise(
     if network is None:
         output = model(x_t, t, **keywords)
     else:
+        for name in network.conditions:
+            if name not in keywords:
+                raise SettingError(f"data: a {network.name} is told {name} of every image, and these come without")
         output = model(**{network.image: x_t, "timestep": network.timesteps(t, x_t)}, **keywords)
     return output if isinstance(output, torch.Tensor) else output.sample
 

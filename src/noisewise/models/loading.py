@@ -9,29 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 from noisewise.errors import SettingError
 from noisewise.files import read_json
-from noisewise.models.folders import PICKLES, load_model_folder
+from noisewise.models.folders import load_model_folder
+from noisewise.models.sources import INDEX, component_of, find_source, read_index
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin, SchedulerMixin
-
-DENOISER = "unet"  # the name of the component in the pipelines that noisewise reads and writes
 
 
 def load_denoiser(path: str | Path, **options: Any) -> tuple[ModelMixin, SchedulerMixin | None]:
     """The model in a pipeline's or a model's folder, in evaluation mode, and the scheduler if there is one.
 
     Args:
-        path: a local folder with model_index.json (a pipeline: its ``unet`` and ``scheduler`` are taken) or with
-            config.json (a bare model). Components may lie in folders of their own or beside model_index.json.
+        path: a local folder with model_index.json (a pipeline: its ``unet`` or ``transformer``, and ``scheduler``, are
+            taken) or with config.json (a bare model); or a name on the Hub. Components may lie in folders of their own
+            or beside model_index.json.
         options: what the model's ``from_pretrained`` takes, e.g. ``torch_dtype``.
     """
-    folder = Path(path)
-    _check_folder(folder)
-    if (folder / "model_index.json").is_file():
-        index = read_json(folder / "model_index.json", "model")
-        if not isinstance(index, dict) or not index.get(DENOISER):
-            raise SettingError(f"model: {folder}/model_index.json has no component named {DENOISER}")
-    model = load_model_folder(_component(folder, DENOISER), **options)
+    folder = find_source(path)
+    name = component_of(folder, read_index(folder)) if (folder / INDEX).is_file() else ""
+    model = load_model_folder(_component(folder, name) if name else folder, **options)
     _check_known(model)
     return model, load_scheduler(_component(folder, "scheduler"))
 
@@ -67,21 +63,6 @@ def _rescales(scheduler: Any) -> bool:
 def _component(folder: Path, name: str) -> Path:
     """A component's folder: its own if it has one, otherwise the pipeline's, as older pipelines have it."""
     return folder / name if (folder / name).is_dir() else folder
-
-
-def _check_folder(folder: Path) -> None:
-    if not folder.exists():
-        raise SettingError(f"model: {folder} does not exist (a local folder is needed; download models first)")
-    if not folder.is_dir():
-        if folder.suffix in PICKLES:
-            raise SettingError(f"model: {folder} is a pickle, which can run any program; save it as a diffusers folder")
-        raise SettingError(f"model: {folder} is a file; the folder of a diffusers model or pipeline is needed")
-    if (folder / "model_index.json").is_file() or (folder / "config.json").is_file():
-        return
-    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
-    if pickles:
-        raise SettingError(f"model: {folder} holds a pickle ({pickles[0]}) and no diffusers model; pickles are refused")
-    raise SettingError(f"model: {folder} is no diffusers folder (it has neither model_index.json nor config.json)")
 
 
 def _check_known(model: ModelMixin) -> None:

@@ -25,6 +25,7 @@ from noisewise.workflow.networks import (
     make_objective,
     meta_unet2d,
     predicted_by,
+    source_of,
     unet2d_config,
     weights_checksum,
 )
@@ -136,7 +137,8 @@ def lay_foundation(
     network: dict[str, Any]
     if isinstance(recipe.model, ExistingModel):
         model, scheduler = existing_model(recipe.model)
-        network = {"from": str(recipe.model.source), "checksum": weights_checksum(recipe.model.source)}
+        source = source_of(recipe.model)
+        network = {"from": str(source), "checksum": weights_checksum(source)}
     else:
         network = {"config": unet2d_config(recipe.model, seen, recipe.objective, recipe.conditioning.dropout > 0)}
         model = meta_unet2d(network["config"])

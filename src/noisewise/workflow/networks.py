@@ -204,6 +204,13 @@ def existing_model(settings: ExistingModel) -> tuple[ModelMixin, Any]:
     return model, scheduler
 
 
+def source_of(settings: ExistingModel) -> Path:
+    """The folder of an existing model; a name on the Hub is fetched first."""
+    from noisewise.models.sources import find_source
+
+    return find_source(settings.source)
+
+
 def weights_checksum(folder: Path) -> str:
     """One checksum for all settings and weights in a model's folder, so that a changed model makes new steps."""
     files = sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".safetensors"))
@@ -244,6 +251,11 @@ def check_fits(model: ModelMixin, scheduler: Any, data: DataInfo, objective: Obj
     from noisewise.models.networks import describe
 
     network = describe(model)
+    if network.conditions:
+        raise SettingError(
+            f"model.from: a {network.name} is told {' and '.join(network.conditions)} of every image, which a recipe's "
+            "data does not have; `noisewise prune` cuts it, and noisewise.training trains it from Python"
+        )
     if network.in_channels(model) != data.channels:
         raise SettingError(
             f"model.from: the network takes images of {network.in_channels(model)} channels, the data has "

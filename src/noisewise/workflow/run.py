@@ -152,7 +152,7 @@ def gather(graph: Graph, store: Store, folder: Path, cached: dict[str, bool]) ->
         write_atomic(folder / "samples" / f"{name}.png", (store.folder(step) / GRID).read_bytes())
     own = next(row for row in graph.rows if row.id == graph.recipe.method)
     if before is None or before.get("model") != own.model.id or not (folder / PIPELINE).is_dir():
-        write_pipeline(own.model, own.sample, store, folder / PIPELINE)
+        write_pipeline(own.model, own.sample, store, folder / PIPELINE, graph.base.network.get("from"))
     write_json(folder / RESULTS, results)
     return True
 
@@ -174,10 +174,14 @@ def lasting(results: dict[str, Any]) -> Any:
     return json.loads(json.dumps({key: value for key, value in results.items() if key not in changing}))
 
 
-def write_pipeline(model: StepSpec, sample: StepSpec, store: Store, folder: Path) -> None:
-    """The method's network and sampler as a stock pipeline, whole or not at all."""
+def write_pipeline(model: StepSpec, sample: StepSpec, store: Store, folder: Path, source: str | None = None) -> None:
+    """The method's network and sampler as a stock pipeline, whole or not at all.
+
+    A network from a pipeline in ``source`` takes its place there: the same pipeline class and other components.
+    """
     from noisewise.models.autoencoder import load_autoencoder, save_latent_pipeline
     from noisewise.models.loading import load_denoiser, save_pipeline
+    from noisewise.models.sources import has_more_than_denoiser, save_in_place_of
     from noisewise.workflow.latent_steps import AUTOENCODER
     from noisewise.workflow.steps import without_places
 
@@ -186,7 +190,9 @@ def write_pipeline(model: StepSpec, sample: StepSpec, store: Store, folder: Path
     decoder = sample.inputs.get("autoencoder")
     beside = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(beside, ignore_errors=True)
-    if decoder is None:
+    if source is not None and has_more_than_denoiser(Path(source)):
+        save_in_place_of(without_places(denoiser), Path(source), beside)
+    elif decoder is None:
         save_pipeline(without_places(denoiser), scheduler_of(sample.settings), beside)
     else:
         store.check(decoder)

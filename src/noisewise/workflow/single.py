@@ -17,6 +17,7 @@ from noisewise.errors import SettingError
 from noisewise.files import disk_errors, write_json
 from noisewise.models.loading import load_denoiser, save_pipeline
 from noisewise.models.networks import describe
+from noisewise.models.sources import find_source, has_more_than_denoiser, save_in_place_of
 from noisewise.planning.plan import Plan
 from noisewise.pruning.settings import SearchSettings, TimingSettings
 from noisewise.pruning.time_budget import Budget
@@ -115,7 +116,7 @@ def prune_model(
     check_new(out)
     if proposer is not None:
         proposer.check_ready()
-    source = folder
+    source = folder = find_source(folder)
     model, scheduler = load_denoiser(folder)
     needed = _looked_at(importance, recipe, timesteps, scheduler, proposer is not None)
     if "images" in needed:
@@ -165,12 +166,10 @@ def prune_model(
 
 def _save_like(source: Path, small: Any, scheduler: Any, folder: Path) -> None:
     """A pipeline of the kind in ``source`` with another network."""
-    from noisewise.models.autoencoder import is_latent_pipeline, load_autoencoder, save_latent_pipeline
-
-    if not is_latent_pipeline(source):
-        save_pipeline(small, scheduler, folder)
+    if has_more_than_denoiser(source):
+        save_in_place_of(small, source, folder)
     else:
-        save_latent_pipeline(small, scheduler, load_autoencoder(source), folder)
+        save_pipeline(small, scheduler, folder)
 
 
 def _as_learned(source: Path, images: Any) -> Any:

@@ -36,6 +36,7 @@ class Network:
         example_inputs: inputs of the right shapes.
         arguments: forward's arguments in their order; the first one is the noisy image.
         batch_arguments: those that have one entry per sample, or hold tensors that have.
+        conditions: those that forward cannot do without beside image, timestep and class: text, for one.
         class_settings: configuration keys one of which is set where the model takes class labels.
         num_classes_setting: the one that says how many classes.
         null_class_follows: whether there is always one more embedding after the classes, for no class.
@@ -53,6 +54,7 @@ class Network:
     example_inputs: ExampleInputs
     arguments: tuple[str, ...]
     batch_arguments: tuple[str, ...]
+    conditions: tuple[str, ...] = ()
     class_settings: tuple[str, ...] = ()
     num_classes_setting: str = "num_class_embeds"
     null_class_follows: bool = False

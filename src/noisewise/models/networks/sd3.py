@@ -99,6 +99,7 @@ SD3 = Network(
         "timestep",
         "block_controlnet_hidden_states",
     ),
+    conditions=("encoder_hidden_states", "pooled_projections"),
     pipeline_attributes=("sample_size", "patch_size", "in_channels", "out_channels", "joint_attention_dim"),
     timestep_per_sample=True,
 )

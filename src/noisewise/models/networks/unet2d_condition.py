@@ -187,6 +187,7 @@ UNET2D_CONDITION = Network(
         "down_intrablock_additional_residuals",
         "encoder_attention_mask",
     ),
+    conditions=("encoder_hidden_states",),
     class_settings=("class_embed_type", "num_class_embeds"),
     pipeline_attributes=(
         "sample_size",

@@ -1,0 +1,124 @@
+"""Where a model comes from: a folder, or a name on the Hub whose files are fetched; code is refused."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from noisewise.errors import SettingError
+from noisewise.files import read_json, write_json
+from noisewise.models.folders import PICKLES
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
+
+COMPONENTS = ("unet", "transformer")  # what pipelines call their denoiser
+LIBRARIES = ("diffusers", "transformers", "noisewise")  # whose classes a pipeline may name
+INDEX = "model_index.json"
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model"]  # settings, weights and vocabularies; no pickles, no code
+
+
+def find_source(path: str | Path) -> Path:
+    """The folder itself, or that into which the Hub's files of this name are fetched.
+
+    A name ("owner/name") is looked for on the Hub only where no such folder exists.
+    """
+    folder = Path(path)
+    if not folder.exists() and HUB_NAME.fullmatch(str(path)):
+        return _fetch(str(path))
+    _check_folder(folder)
+    return folder
+
+
+def _fetch(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=FETCHED))
+    except (OSError, ValueError, HfHubHTTPError) as error:  # no network, no such name, no right to it
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SettingError(
+            f"model: {name} does not exist as a folder, and the Hub gives no model of that name ({reason}); without a "
+            f"network, fetch it elsewhere (hf download {name} --local-dir FOLDER) and give that folder"
+        ) from error
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.exists():
+        raise SettingError(f"model: {folder} does not exist (a local folder is needed; download models first)")
+    if not folder.is_dir():
+        if folder.suffix in PICKLES:
+            raise SettingError(f"model: {folder} is a pickle, which can run any program; save it as a diffusers folder")
+        raise SettingError(f"model: {folder} is a file; the folder of a diffusers model or pipeline is needed")
+    if (folder / INDEX).is_file() or (folder / "config.json").is_file():
+        return
+    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
+    if pickles:
+        raise SettingError(f"model: {folder} holds a pickle ({pickles[0]}) and no diffusers model; pickles are refused")
+    raise SettingError(f"model: {folder} is no diffusers folder (it has neither model_index.json nor config.json)")
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """A pipeline's model_index.json, which may ask for no code but that of known libraries."""
+    index = read_json(folder / INDEX, "model")
+    if not isinstance(index, dict):
+        raise SettingError(f"model: {folder}/{INDEX} does not list a pipeline's components")
+    pipeline = index.get("_class_name")
+    if isinstance(pipeline, list):
+        raise SettingError(f"model: the pipeline in {folder} asks for code of its own ({pipeline[0]}); that is refused")
+    for name, found in index.items():
+        library = found[0] if isinstance(found, list) and found else None
+        own_pipeline = isinstance(library, str) and _is_pipeline_module(library)
+        if isinstance(library, str) and library not in LIBRARIES and not own_pipeline:
+            raise SettingError(
+                f"model: {name} in {folder}/{INDEX} asks for code of its own ({library}); that is refused"
+            )
+    return index
+
+
+def _is_pipeline_module(library: str) -> bool:
+    """Some components, safety checkers among them, are named by the module of diffusers' pipeline they belong to."""
+    from diffusers import pipelines
+
+    return library in dir(pipelines)
+
+
+def component_of(folder: Path, index: dict[str, Any]) -> str:
+    """What the pipeline calls its denoiser."""
+    found = [name for name in COMPONENTS if (index.get(name) or [None])[0] is not None]
+    if not found:
+        others = ", ".join(name for name, value in index.items() if isinstance(value, list) and value[0] is not None)
+        raise SettingError(
+            f"model: {folder}/{INDEX} has no component named {' or '.join(COMPONENTS)}; "
+            f"it is a {index.get('_class_name')} with {others or 'no components'}"
+        )
+    return found[0]
+
+
+def has_more_than_denoiser(folder: Path) -> bool:
+    """Whether a pipeline's folder holds components beside denoiser and scheduler: text encoders, an autoencoder."""
+    if not (folder / INDEX).is_file():
+        return False
+    index = read_index(folder)
+    own = (*COMPONENTS, "scheduler")
+    return any(isinstance(value, list) and value[0] is not None for name, value in index.items() if name not in own)
+
+
+def save_in_place_of(model: ModelMixin, source: Path, path: Path) -> None:
+    """The pipeline in ``source`` with ``model`` for its denoiser; its other components are copied as they are."""
+    index = read_index(source)
+    name = component_of(source, index)
+    shutil.copytree(source, path, dirs_exist_ok=True, ignore=lambda folder, _: _left_out(folder, source, name))
+    model.save_pretrained(path / name)
+    library = type(model).__module__.partition(".")[0]
+    write_json(path / INDEX, {**index, name: [library, type(model).__name__]})
+
+
+def _left_out(folder: str, source: Path, component: str) -> set[str]:
+    """The denoiser's own folder, and everything that could run code when it is loaded."""
+    left = {file.name for file in Path(folder).iterdir() if file.suffix in (*PICKLES, ".py")}
+    return left | ({component} if Path(folder) == source else set())
