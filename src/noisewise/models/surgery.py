@@ -129,7 +129,7 @@ def _shape(
     }
 
 
-def _indices(net: Wiring, parts: tuple[str, ...], channels: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def concatenated(net: Wiring, parts: tuple[str, ...], channels: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Kept channels of a concatenation of axes, counted from its start."""
     pieces, start = [], 0
     for name in parts:
@@ -140,12 +140,12 @@ def _indices(net: Wiring, parts: tuple[str, ...], channels: Mapping[str, torch.T
 
 def _slice(state: dict[str, torch.Tensor], net: Wiring, layer: Layer, channels: Mapping[str, torch.Tensor]) -> None:
     """Cut the layer's weight [out, in, ...] (a norm's: [out]) and bias [out] in place of ``state``."""
-    writes = _indices(net, layer.outputs, channels)
+    writes = concatenated(net, layer.outputs, channels)
     for name in (f"{layer.path}.weight", f"{layer.path}.bias"):
         if name in state:
             state[name] = state[name].index_select(0, writes)
     if layer.kind in ("conv", "linear"):
-        reads = _indices(net, layer.inputs, channels)
+        reads = concatenated(net, layer.inputs, channels)
         state[f"{layer.path}.weight"] = state[f"{layer.path}.weight"].index_select(1, reads)
 
 

@@ -27,6 +27,7 @@ from torch.nn import functional
 from noisewise.errors import SettingError
 from noisewise.models.networks import describe
 from noisewise.models.networks.wiring import Layer, Wiring
+from noisewise.models.surgery import concatenated
 from noisewise.objectives import Draw, Objective
 
 RIDGE = 1e-3
@@ -87,8 +88,8 @@ def _fit(
 ) -> bool:
     """Replace one layer's weight and bias by those of least squares; whether there was anything to make up for."""
     module: Any = small.get_submodule(layer.path)
-    reads = _concatenated(net, layer.inputs, channels).to(module.weight.device)
-    writes = _concatenated(net, layer.outputs, channels).to(module.weight.device)
+    reads = concatenated(net, layer.inputs, channels).to(module.weight.device)
+    writes = concatenated(net, layer.outputs, channels).to(module.weight.device)
     scale = _rescaled(full.get_submodule(layer.path), module, reads, writes)
     dim = 1 if isinstance(module, nn.Conv2d) else -1  # of the channels
     equations, changed = Equations(module), False
@@ -152,12 +153,6 @@ class Equations:
         weight.copy_(fitted[:, penalised].reshape(weight.shape))
         if bias is not None:
             bias.copy_(fitted[:, -1])
-
-
-def _concatenated(net: Wiring, parts: Sequence[str], channels: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Kept channels of a concatenation of axes, counted from its start."""
-    starts = [sum(net.axes[name].width for name in parts[:i]) for i in range(len(parts))]
-    return torch.cat([channels[name] + start for name, start in zip(parts, starts, strict=True)])
 
 
 def _rescaled(full: Any, cut: Any, reads: torch.Tensor, writes: torch.Tensor) -> float:
