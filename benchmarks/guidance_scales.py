@@ -33,10 +33,8 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, required=True)
     parser.add_argument("--scales", nargs="+", default=["0", "1", "1.5", "2", "3"])
     arguments = parser.parse_args()
-    print(
-        "| guidance scale | calls an image | Fréchet distance | KID, ×10⁻³ | KID by class, ×10⁻³ | precision | recall |"
-    )
-    print("|:--|--:|--:|--:|--:|--:|--:|", flush=True)
+    heads = ("scale", "calls an image", "Fréchet distance", "KID", "KID by class", "precision", "recall")
+    print(f"| {' | '.join(heads)} |\n|:--|{'--:|' * (len(heads) - 1)}", flush=True)
     for scale in arguments.scales:
         recipe = load_recipe(arguments.recipe, [f"sample.guidance_scale={scale}"])
         found, sample = evaluate_model(arguments.model, recipe), recipe.sample
@@ -45,8 +43,8 @@ def main() -> None:
             raise SystemExit(f"this table is for KID by class, and {found['classes']['why']}")
         calls = calls_of(arguments.model, sample.guidance_scale, sample.scheduler, sample.num_inference_steps)
         print(
-            f"| {scale} | {calls} | {found['frechet']['value']:.1f} | {1e3 * found['kid']['value']:.1f} | "
-            f"{1e3 * sum(values) / len(values):.1f} | {found['precision']:.3f} | {found['recall']:.3f} |",
+            f"| {scale} | {calls} | {found['frechet']['value']:.1f} | {found['kid']['value']:.1f} | "
+            f"{sum(values) / len(values):.1f} | {found['precision']:.3f} | {found['recall']:.3f} |",
             flush=True,
         )
 

@@ -136,6 +136,7 @@ def test_the_page_and_the_card_say_so(done: Path) -> None:
     card = model_card(load_results(done))
     assert "class_labels=[0, 1]" in card
     assert "--guidance-scale 1 3" in card
+    assert "| KID (kid_efficientnet_lite0_block10) | 0 | 1 |" in card
 
 
 def test_the_stock_pipeline_tells_classes(done: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from noisewise.files import write_atomic
 from noisewise.models.card import with_results
+from noisewise.report.class_table import class_markdown
 from noisewise.report.results import Results, load_results
 from noisewise.report.tables import markdown_table
 
@@ -34,7 +35,7 @@ def model_card(results: Results) -> str:
         )
     parts += _usage(results)
     if results.rows:
-        parts += ["## Measured\n", markdown_table(results)]
+        parts += ["## Measured\n", markdown_table(results), class_markdown(results)]
     facts = []
     if data:
         facts.append(
