@@ -50,7 +50,9 @@ def test_help_imports_nothing_heavy() -> None:
         assert f" {command} " in done.stdout
 
 
-@pytest.mark.parametrize("command", ["init", "plan", "run", "prune", "sample", "evaluate", "report", "status", "stitch", "merge"])
+@pytest.mark.parametrize(
+    "command", ["init", "plan", "run", "prune", "sample", "evaluate", "report", "status", "stitch", "merge"]
+)
 def test_every_option_is_explained(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     said = capsys.readouterr().out
