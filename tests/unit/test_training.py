@@ -58,7 +58,11 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def record_calls(model: UNet2DModel) -> list[tuple[torch.Tensor, torch.Tensor]]:
     calls: list[tuple[torch.Tensor, torch.Tensor]] = []
-    model.register_forward_pre_hook(lambda _, args: calls.append((args[0].clone(), args[1].clone())))
+
+    def record(_: object, args: tuple[()], called: dict[str, torch.Tensor]) -> None:
+        calls.append((called["sample"].clone(), called["timestep"].clone()))
+
+    model.register_forward_pre_hook(record, with_kwargs=True)
     return calls
 
 
@@ -187,12 +191,12 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(tmp_p
     model = tiny_unet()
     num_calls = 0
 
-    def spoil(_: object, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    def spoil(_: object, args: tuple[()], called: dict[str, torch.Tensor]) -> tuple[tuple[()], dict[str, torch.Tensor]]:
         nonlocal num_calls
         num_calls += 1
-        return (args[0] * float("nan"), *args[1:]) if num_calls > 5 else args
+        return args, {**called, "sample": called["sample"] * float("nan")} if num_calls > 5 else called
 
-    model.register_forward_pre_hook(spoil)
+    model.register_forward_pre_hook(spoil, with_kwargs=True)
     with pytest.raises(TrainingError, match=r"after 96 images.*checkpoint is in .*lower learning_rate") as error:
         run(model, settings(1600, checkpoint_images=32), workspace=tmp_path)
     assert str(tmp_path / "checkpoint") in str(error.value)

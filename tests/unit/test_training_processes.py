@@ -36,12 +36,12 @@ def work(folder, stop_after, batch_size):
                         norm_num_groups=4, down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
     seen = []
 
-    def record(_, args):
-        seen.append(args[1].tolist())
+    def record(_, args, called):
+        seen.append(called["timestep"].tolist())
         if stop_after and len(seen) > stop_after:
             raise RuntimeError("interrupted on purpose")
 
-    model.register_forward_pre_hook(record)
+    model.register_forward_pre_hook(record, with_kwargs=True)
     data = Images.from_pixels(np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8))
     given = TrainSettings(num_images=72, batch_size=batch_size, learning_rate=1e-2, checkpoint_images=32)
     result = train(model, Objective(NoiseSchedule.named("linear", 100)), data, given, seed=0, workspace=folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import DiTTransformer2DModel, UNet2DModel
+from diffusers import UNet2DModel, VQModel
 from torch import nn
 from unet_zoo import ZOO, build, settings
 
@@ -122,17 +122,8 @@ def test_example_inputs_run(name: str) -> None:
 
 
 def test_what_is_not_known_is_named() -> None:
-    with pytest.raises(SettingError, match=r"DiTTransformer2DModel.*UNet2DModel"):
-        describe(
-            DiTTransformer2DModel(
-                num_attention_heads=1,
-                attention_head_dim=8,
-                in_channels=1,
-                num_layers=1,
-                sample_size=8,
-                norm_num_groups=1,
-            )
-        )
+    with pytest.raises(SettingError, match=r"VQModel is not a network.*UNet2DModel"):
+        describe(VQModel(block_out_channels=(8,), norm_num_groups=4))
     skip = settings(
         "plain",
         down_block_types=("SkipDownBlock2D", "DownBlock2D"),
