@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llm_server import serving
+from llm_server import Request, serving
 from scipy.stats import spearmanr
 
 from noisewise.report.study_page import write_study
@@ -258,11 +258,16 @@ def test_rank_correlation_takes_ties_and_constants() -> None:
 @pytest.fixture(scope="module")
 def times(runs: Path) -> Done:
     """With a language model behind a server whose every reply is right."""
-    with serving(lambda request: request.advise()) as server:
+
+    def behaviour(request: Request) -> None:
+        request.say("ready") if request.body.get("max_tokens") == 16 else request.advise()
+
+    with serving(behaviour) as server:
         model = {"kind": "llm", "base_url": server.base_url, "model": "alpha", "rounds": 1, "candidates": 2}
         proposer = {**model, "num_score_images": 16, "alignment": 1}
         found = done("tdc-table4", runs, 1, prune={"timestep_stride": 500, "proposer": proposer})
-        assert len(server.requests) == 1  # one round of the one group that is pruned
+        asked = [request for request in server.requests if request.body.get("max_tokens") != 16]
+        assert len(asked) == 1  # besides the check: one round of the one group that is pruned
         return found
 
 
