@@ -10,6 +10,7 @@ from noisewise.evaluation.losses import TimestepLosses, loss_per_timestep
 from noisewise.evaluation.metrics import frechet_distance, frechet_score, kid, kid_interval, kid_score
 from noisewise.evaluation.provenance import Provenance, Score, compare
 from noisewise.evaluation.statistics import Statistics
+from noisewise.evaluation.text_score import TextImageEncoder, TextScore, text_score, text_scores
 
 __all__ = [
     "EfficientNetLite0",
@@ -19,6 +20,8 @@ __all__ = [
     "Provenance",
     "Score",
     "Statistics",
+    "TextImageEncoder",
+    "TextScore",
     "TimestepLosses",
     "compare",
     "frechet_distance",
@@ -33,5 +36,7 @@ __all__ = [
     "nearest_neighbours",
     "share_of_near_copies",
     "steps_at_cost",
+    "text_score",
+    "text_scores",
     "training_macs",
 ]
