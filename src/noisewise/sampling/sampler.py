@@ -8,15 +8,17 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from noisewise.errors import SettingError
 from noisewise.models.labels import classes_of, null_class_of
+from noisewise.parametrisation import Labels
 from noisewise.planning.plan import Plan
 from noisewise.sampling.guidance import SETTING, Guidance, guided
 from noisewise.streams import stream
@@ -43,6 +45,8 @@ def sample_images(
     batch_size: int = 128,
     sample_shape: Sequence[int] | None = None,
     class_labels: torch.Tensor | None = None,
+    conditions: Callable[[range], Mapping[str, Any]] | None = None,
+    null_conditions: Mapping[str, Any] | None = None,
     guidance_scale: float | Sequence[float] = 1.0,
     plan: Plan | None = None,
     eta: float = 0.0,
@@ -60,8 +64,11 @@ def sample_images(
         scheduler: a diffusers scheduler; left as it is.
         sample_shape: [C, H, W] of an image; default: what the model's configuration says.
         class_labels: [num_images] int64, for models that take them.
-        guidance_scale: how far to lead away from what the model answers without labels, one value or one per group:
-            1 not at all, 0 labels are not told; see `guidance`. Others need a model that was trained to go without.
+        conditions: gives what else forward is told of a batch, text for one, as `denoise` takes it: asked for its
+            positions among the ``num_images``.
+        null_conditions: the same of no condition, with one entry: what guidance leads away from.
+        guidance_scale: how far to lead away from what the model answers without being told, one value or one per
+            group: 1 not at all, 0 nothing is told; see `guidance`. Others need a model that was trained to go without.
         plan: the groups of a scale per group; default: the model's own.
         eta: DDIM's share of fresh noise, 0 to 1.
         device: default: that of the model, which is not moved.
@@ -87,6 +94,8 @@ def sample_images(
             seed=seed,
             sample_shape=sample_shape,
             class_labels=labels,
+            conditions=None if conditions is None else conditions(range(start, stop)),
+            null_conditions=null_conditions,
             guidance_scale=guidance_scale,
             plan=plan,
             eta=eta,
@@ -113,6 +122,8 @@ def trajectory(
     seed: int = 0,
     sample_shape: Sequence[int] | None = None,
     class_labels: torch.Tensor | None = None,
+    conditions: Mapping[str, Any] | None = None,
+    null_conditions: Mapping[str, Any] | None = None,
     guidance_scale: float | Sequence[float] = 1.0,
     plan: Plan | None = None,
     eta: float = 0.0,
@@ -124,14 +135,20 @@ def trajectory(
         images: [B] numbers of the images; the noise of number i comes from ``stream(seed, "sample", i)``, first that
             of the start, then, under a stochastic scheduler, that of its steps.
         class_labels: [B].
+        conditions: what else forward is told, by its arguments' names: tensors [B, ...], or mappings of them.
 
     The other arguments are those of `sample_images`.
     """
     place = torch.device(device) if device is not None else _device_of(model)
     shape = tuple(sample_shape) if sample_shape is not None else _shape_of(model)
     guidance = Guidance.of(guidance_scale, plan or getattr(model, "plan", None))
-    told = None if class_labels is None else class_labels.to(place)  # [B]
-    untold = _untold(model, told, guidance)
+    told: Labels = None if class_labels is None else class_labels.to(place)  # [B]
+    if conditions is None:
+        untold: Labels = _untold(model, told, guidance)
+    elif told is None:
+        told, untold = _told(model, conditions, null_conditions, guidance, len(images), place)
+    else:
+        raise SettingError("class_labels: given together with other conditions; a model is told one or the other")
     generators = [stream(seed, "sample", i) for i in images]
     noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])  # [B, C, H, W]
     scheduler = copy.deepcopy(scheduler)
@@ -153,7 +170,7 @@ def trajectory(
         yield SampleStep(index, len(scheduler.timesteps), float(t), x)
 
 
-def _untold(model: Any, told: torch.Tensor | None, guidance: Guidance) -> torch.Tensor | None:
+def _untold(model: Any, told: Any, guidance: Guidance) -> torch.Tensor | None:
     """Labels of no class, [B], where guidance asks for them; labels that the model does not know are refused."""
     classes = classes_of(model)
     if classes is not None and told is not None:
@@ -164,6 +181,23 @@ def _untold(model: Any, told: torch.Tensor | None, guidance: Guidance) -> torch.
     if told is None:
         raise SettingError(f"{SETTING}: guidance needs class_labels")
     return torch.full_like(told, null)
+
+
+def _told(
+    model: Any, conditions: Mapping[str, Any], null: Mapping[str, Any] | None, guidance: Guidance, num: int, place: Any
+) -> tuple[Labels, Labels]:
+    """Conditions, and those of no condition as often, in the model's dtype; the second where guidance asks for them."""
+    dtype = getattr(model, "dtype", torch.float32)
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(place, dtype) if tensor.is_floating_point() else tensor.to(place)
+
+    told: Labels = tree_map_only(torch.Tensor, moved, dict(conditions))
+    if guidance.is_off:
+        return told, None
+    if null is None:
+        raise SettingError(f"{SETTING}: guidance needs null_conditions, what the model is told of no condition")
+    return told, tree_map_only(torch.Tensor, lambda one: moved(one).expand(num, *one.shape[1:]), dict(null))
 
 
 def to_uint8(x: torch.Tensor) -> torch.Tensor:
