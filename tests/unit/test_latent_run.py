@@ -22,7 +22,6 @@ from noisewise.workflow.progress import Event
 from noisewise.workflow.recipe import check_recipe
 from noisewise.workflow.run import open_graph, run_recipe
 from noisewise.workflow.single import images_of, prune_model
-from noisewise.workflow.stitching.settings import open_pair
 from noisewise.workflow.store import Store, closure
 
 SMALL = {"block_out_channels": [8, 16], "norm_num_groups": 4, "latent_channels": 2}
@@ -265,12 +264,6 @@ def test_prune_and_sample_commands_take_latent_pipelines(tmp_path: Path) -> None
     colour = check_recipe({**TINY, "data": {"kind": "folder", "folder": str(tmp_path / "images")}})
     with pytest.raises(SettingError, match="data: images of 3 channels, the autoencoder"):
         prune_model(source, 0.7, tmp_path / "more", "taylor", colour, (0, 40), 0)
-
-
-def test_stitching_pipelines_of_latents_is_refused(tmp_path: Path) -> None:
-    source = pipeline(tmp_path / "pipeline")
-    with pytest.raises(SettingError, match="is a pipeline of latents; stitch compares pipelines of pixels"):
-        open_pair(source, source)
 
 
 # ---- what is refused, and the training itself

@@ -9,7 +9,7 @@ from noisewise.cli.recipes import RUNS, Overrides, ProgressStyle
 from noisewise.errors import SettingError
 
 if TYPE_CHECKING:
-    from noisewise.workflow.stitching.settings import Pair
+    from noisewise.workflow.stitching.pair import Pair
 
 End = Literal["noise", "data"]
 
@@ -66,8 +66,8 @@ def stitch(
     elif set_:
         raise SettingError("--set: without --data nothing is measured, so that it would be ignored")
     if save is not None and at is not None:
+        from noisewise.workflow.stitching.pair import open_pair
         from noisewise.workflow.stitching.run import save_stitched
-        from noisewise.workflow.stitching.settings import open_pair
 
         save_stitched(pair or open_pair(small, large), save, at, small_at, card)
         print(f"{save}: {'small' if small_at == 'noise' else 'large'} from {at:g} on, the other below it")

@@ -119,6 +119,6 @@ def save_in_place_of(model: ModelMixin, source: Path, path: Path) -> None:
 
 
 def _left_out(folder: str, source: Path, component: str) -> set[str]:
-    """The denoiser's own folder, and everything that could run code when it is loaded."""
+    """The denoiser's own folder, the card that is about it, and everything that could run code when it is loaded."""
     left = {file.name for file in Path(folder).iterdir() if file.suffix in (*PICKLES, ".py")}
-    return left | ({component} if Path(folder) == source else set())
+    return left | ({component, "README.md"} if Path(folder) == source else set())

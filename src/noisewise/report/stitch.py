@@ -86,6 +86,8 @@ def notes(results: Results) -> list[str]:
         )
     else:
         lines.append("Every switch point is at a larger distance than the large network alone.")
+    if results.get("decode_macs"):
+        lines.append(f"Not counted: decoding an image's latents, {_si(results['decode_macs'])} MACs at every point.")
     return lines
 
 

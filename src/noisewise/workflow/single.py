@@ -31,6 +31,7 @@ from noisewise.workflow.machine import device
 from noisewise.workflow.networks import make_objective
 from noisewise.workflow.plan_settings import PlanSettings, Section
 from noisewise.workflow.plans import plan_of_schedule
+from noisewise.workflow.prompts import CAPTIONS, captions_file, grid_columns, in_turn, told_prompts
 from noisewise.workflow.recipe import Recipe, apply_overrides
 
 USUAL_SAMPLER: dict[str, SchedulerKind] = {"vp": "ddim", "edm": "edm-heun", "flow": "flow-euler"}
@@ -120,7 +121,7 @@ def prune_model(
     model, scheduler = load_denoiser(folder)
     needed = _looked_at(importance, recipe, timesteps, scheduler, proposer is not None)
     if "images" in needed:
-        needed["images"] = _as_learned(source, needed["images"])
+        needed["images"] = as_learned(source, needed["images"])
     model = model.to(device())
     names = ("recovery", "num_recovery_images")
     recovery = {} if recipe is None else {name: getattr(recipe.prune, name) for name in names}
@@ -172,8 +173,12 @@ def _save_like(source: Path, small: Any, scheduler: Any, folder: Path) -> None:
         save_pipeline(small, scheduler, folder)
 
 
-def _as_learned(source: Path, images: Any) -> Any:
-    """A recipe's images as the network in ``source`` sees them: a latent pipeline's are encoded when looked at."""
+def as_learned(source: Path, images: Any, batch_size: int | None = None) -> Any:
+    """Images as the network in ``source`` sees them: a latent pipeline's are encoded when looked at.
+
+    Args:
+        batch_size: images encoded at once; None: all that are looked at.
+    """
     from noisewise.data.latents import EncodedOnDemand
     from noisewise.models.autoencoder import is_latent_pipeline
     from noisewise.workflow.latent_steps import load
@@ -186,7 +191,7 @@ def _as_learned(source: Path, images: Any) -> Any:
             f"data: images of {images.channels} channels, the autoencoder in {source} takes {autoencoder.in_channels}"
         )
     autoencoder.latent_shape(images.size)  # refuses what it cannot halve
-    return EncodedOnDemand(images, autoencoder.encode)
+    return EncodedOnDemand(images, autoencoder.encode, batch_size)
 
 
 def _looked_at(
@@ -226,26 +231,32 @@ def sample_model(
     *,
     guidance_scale: Sequence[float] = (1.0,),
     class_labels: Sequence[int] | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> np.ndarray:
     """Images of a model as PNG files, and a grid of the first.
 
     Args:
         guidance_scale: one value, or one per group of the model.
         class_labels: of the images, in turn; by default every class.
+        prompts: of the images, in turn, where the pipeline makes images of text; a table of them lies beside.
     """
     from PIL import Image
 
     check_new(out)
     images = images_of(
         folder, num_images, sampler, num_inference_steps, seed, batch_size, eta, progress,
-        guidance_scale=guidance_scale, class_labels=class_labels,
+        guidance_scale=guidance_scale, class_labels=class_labels, prompts=prompts,
     )  # fmt: skip
     digits = len(str(num_images - 1))
+    names = [f"{i:0{digits}d}.png" for i in range(num_images)]
     with whole_folder(out) as folder:
-        for i, image in enumerate(images):
+        for name, image in zip(names, images, strict=True):
             pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
-            Image.fromarray(pixels).save(folder / f"{i:0{digits}d}.png")
-        (folder / measure.GRID).write_bytes(measure.png_grid(images))
+            Image.fromarray(pixels).save(folder / name)
+        columns = None if prompts is None else grid_columns(len(prompts))
+        (folder / measure.GRID).write_bytes(measure.png_grid(images, columns))
+        if prompts is not None:
+            (folder / CAPTIONS).write_text(captions_file(names, in_turn(prompts, num_images)), encoding="utf-8")
     return images
 
 
@@ -261,10 +272,12 @@ def images_of(
     *,
     guidance_scale: Sequence[float] = (1.0,),
     class_labels: Sequence[int] | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> np.ndarray:
     """[num_images, C, H, W] uint8 from a model's or pipeline's folder."""
     from noisewise.sampling.sampler import sample_images
 
+    folder = find_source(folder)
     model, scheduler = load_denoiser(folder)
     if scheduler is None:
         raise SettingError(f"{folder}: has no scheduler; give the folder of a pipeline")
@@ -278,6 +291,7 @@ def images_of(
         seed=seed,
         batch_size=batch_size,
         class_labels=_labels_in_turn(model, num_images, class_labels),
+        **told_prompts(folder, model, prompts),
         guidance_scale=guidance_scale,
         eta=eta,
         progress=progress,

@@ -16,16 +16,11 @@ import numpy as np
 from noisewise.errors import SettingError
 from noisewise.models.stitch import End, macs_of
 from noisewise.schedule import NoiseSchedule
+from noisewise.workflow import latents
 from noisewise.workflow.conditioning import BESIDE_SAMPLE, guidance_settings
 from noisewise.workflow.networks import DataInfo, check_fits, weights_checksum
-from noisewise.workflow.stitching.settings import (
-    Pair,
-    StitchSettings,
-    check_switch_point,
-    open_pair,
-    read_settings,
-    settled,
-)
+from noisewise.workflow.stitching.pair import Pair, check_switch_point, open_pair
+from noisewise.workflow.stitching.settings import StitchSettings, read_settings, settled
 from noisewise.workflow.store import StepSpec, Store, closure
 
 
@@ -43,11 +38,12 @@ class Sweep:
     """All steps of a sweep, from the large network alone to the small one alone."""
 
     settings: StitchSettings
-    folders: tuple[Path, Path]  # small, large
+    folders: tuple[Path, Path]  # small, large, as the user names them
     small_at: End
     pair: Pair
     data: DataInfo
     macs: tuple[int, int]  # of a call of the small and of the large network
+    decode_macs: int  # of one image; 0 where nothing is decoded
     num_calls: int
     points: tuple[Point, ...]
     losses: tuple[StepSpec, StepSpec]
@@ -96,7 +92,7 @@ def lay_out(
     settings = settled(settings, defaults, data, pair.objective.schedule)
     for path, model in ((small, pair.small), (large, pair.large)):
         try:
-            check_fits(model, pair.scheduler, data, pair.objective)
+            check_fits(model, pair.scheduler, pair.seen(data), pair.objective)
         except SettingError as error:
             raise SettingError(f"stitch: {path} and the data do not fit: {error}") from None
     return _Layout(settings, (small, large), pair, data, small_at).sweep(num_switch_points, at)
@@ -131,8 +127,8 @@ class _Layout:
         points = [Point(None, 0, self.sample(0)), *middle, Point(None, calls, self.sample(calls))]
         losses = self.loss("small", bounds), self.loss("large", bounds)
         return Sweep(
-            self.settings, self.folders, self.small_at, self.saved_pair(), self.data, self.macs, calls, tuple(points),
-            losses, self.reference,
+            self.settings, self.folders, self.small_at, self.saved_pair(), self.data, self.macs, self.coding_macs[1],
+            calls, tuple(points), losses, self.reference,
         )  # fmt: skip
 
     def saved_pair(self) -> Pair:
@@ -146,7 +142,8 @@ class _Layout:
         objective = self.pair.objective
         prediction_type: Any = objective.prediction_type
         return build_scheduler(
-            self.settings.sample.scheduler, objective.schedule, prediction_type, objective.variance
+            self.settings.sample.scheduler, objective.schedule, prediction_type, objective.variance,
+            latent=self.pair.autoencoder is not None,
         )  # fmt: skip
 
     @cached_property
@@ -161,8 +158,14 @@ class _Layout:
         return macs_of(self.pair.small), macs_of(self.pair.large)
 
     @cached_property
+    def coding_macs(self) -> tuple[int, int]:
+        """Of encoding and of decoding one image; 0 where the networks see pixels."""
+        described = self.pair.autoencoder
+        return (0, 0) if described is None else latents.macs_of(described, self.data.shape)
+
+    @cached_property
     def networks(self) -> dict[str, dict[str, str]]:
-        names = zip(("small", "large"), self.folders, strict=True)
+        names = zip(("small", "large"), self.pair.folders, strict=True)
         return {name: {"from": str(folder), "checksum": weights_checksum(folder)} for name, folder in names}
 
     @cached_property
@@ -210,13 +213,20 @@ class _Layout:
             "variance": objective.variance,
             **guidance_settings(sample.guidance_scale),
             "sample": sample.model_dump(mode="json", exclude=BESIDE_SAMPLE),
-            "shape": self.data.shape,
+            "shape": self.pair.seen(self.data).shape,
             "num_classes": self.data.num_classes,
+            **({} if self.pair.autoencoder is None else {"latent": True}),
             **self.features,
         }
-        macs = sample.num_images * (small_calls * self.macs[0] + (num_calls - small_calls) * self.macs[1])
+        image_macs = small_calls * self.macs[0] + (num_calls - small_calls) * self.macs[1] + self.coding_macs[1]
         inputs = {"reference": self.reference}
-        return StepSpec(f"sample[{small_calls} of {num_calls}]", "stitch_sample", settings, inputs, macs=float(macs))
+        return StepSpec(
+            f"sample[{small_calls} of {num_calls}]",
+            "stitch_sample",
+            settings,
+            inputs,
+            macs=float(sample.num_images * image_macs),
+        )
 
     def loss(self, which: str, bounds: Sequence[float]) -> StepSpec:
         """Held-out loss of one network in every range between two switch points."""
@@ -230,5 +240,5 @@ class _Layout:
             "evaluate": self.settings.evaluate.model_dump(mode="json", include={"num_loss_images", "num_threads"}),
             "seed": self.settings.seed,
         }
-        macs = self.macs[0 if which == "small" else 1]
+        macs = self.macs[0 if which == "small" else 1] + self.coding_macs[0]
         return StepSpec(f"loss[{which}]", "stitch_loss", settings, macs=float(num_draws * macs))

@@ -8,6 +8,7 @@ from typing import Any
 
 from noisewise.errors import SettingError
 from noisewise.files import disk_errors, write_atomic, write_json
+from noisewise.models.sources import save_in_place_of
 from noisewise.models.stitch import End, stitch
 from noisewise.workflow import provenance
 from noisewise.workflow.executor import Runner, default_threads, run_serial
@@ -16,7 +17,7 @@ from noisewise.workflow.progress import Sink
 from noisewise.workflow.run import STORE, lasting, results_before
 from noisewise.workflow.single import check_new, whole_folder
 from noisewise.workflow.stitching.layout import Point, Sweep
-from noisewise.workflow.stitching.settings import Pair, check_switch_point
+from noisewise.workflow.stitching.pair import Pair, check_switch_point
 from noisewise.workflow.store import Store, run_lock, utc_now
 
 FORMAT = 1
@@ -62,6 +63,7 @@ def collect(sweep: Sweep, store: Store) -> dict[str, Any]:
         "coordinate": sweep.schedule.coordinate,
         "settings": sweep.settings.model_dump(mode="json", by_alias=True, exclude_none=True),
         "macs_per_call": {"small": sweep.macs[0], "large": sweep.macs[1]},
+        **({} if sweep.pair.autoencoder is None else {"decode_macs": sweep.decode_macs}),
         "num_calls": sweep.num_calls,
         "metric": {"name": reference["metric"], "floor": reference["frechet"]["value"], "n": reference["n"]},
         "points": mark_best(points),
@@ -134,6 +136,9 @@ def save_stitched(pair: Pair, out: Path, at: float, small_at: End = "noise", car
     check_switch_point(pair.objective, at)
     model = stitch(pair.small, pair.large, pair.objective.schedule, at, small_at)
     with whole_folder(out) as folder:
-        save_pipeline(model, pair.scheduler, folder)
+        if pair.whole is None:
+            save_pipeline(model, pair.scheduler, folder)
+        else:
+            save_in_place_of(model, pair.whole, folder)
         if card is not None:
             write_atomic(folder / "README.md", card)

@@ -14,6 +14,7 @@ from noisewise.schedule import NoiseSchedule
 from noisewise.workflow import measure
 from noisewise.workflow.machine import device
 from noisewise.workflow.networks import make_objective
+from noisewise.workflow.single import DECODE_BATCH, as_learned, latent_decoder
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -39,7 +40,8 @@ def stitch_loss(job: Job) -> Result:
     objective = make_objective(settings["objective"], schedule)
     plan = Plan.from_bounds(schedule, settings["bounds"])
     model = load(settings["network"]).to(device()).eval()
-    images, num_images = job.dataset().test, settings["evaluate"]["num_loss_images"]
+    images = as_learned(Path(settings["network"]["from"]), job.dataset().test, DECODE_BATCH)
+    num_images = settings["evaluate"]["num_loss_images"]
     losses = []
     for group in plan.groups:
         found = range_loss(
@@ -63,7 +65,8 @@ def stitch_sample(job: Job) -> Result:
     model = _stitched(settings).to(device()).eval()
     total, steps = settings["sample"]["num_images"], settings["num_inference_steps"]
     started = time.perf_counter()
-    images = measure.draw_images(model, settings, total, steps, progress=lambda done: job.update(int(done), total))
+    decode = latent_decoder(Path(settings["networks"]["large"]["from"]))  # which is the small one's too
+    images = measure.draw_images(model, settings, total, steps, lambda done: job.update(int(done), total), decode)
     seconds = time.perf_counter() - started
     write_atomic(job.workspace / measure.GRID, measure.png_grid(images))
     features = Features.of(
