@@ -50,8 +50,8 @@ class Pair:
         made_for = describe(self.large).image_size(self.large)
         if made_for is not None and made_for != (size, size):
             raise SettingError(
-                f"data.image_size: images of {data.size} pixels have latents of {size}x{size}, the networks are made for "
-                f"{made_for[0]}x{made_for[1]}; set data.image_size: {made_for[0] * self.autoencoder.factor}"
+                f"data.image_size: images of {data.size} pixels have latents of {size}x{size}, the networks are made "
+                f"for {made_for[0]}x{made_for[1]}; set data.image_size: {made_for[0] * self.autoencoder.factor}"
             )
         return replace(data, channels=channels, size=size)
 
