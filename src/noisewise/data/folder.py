@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from noisewise.data.captions import folder_captions
 from noisewise.data.decode import IMAGE_SUFFIXES, decode_image
 from noisewise.data.images import Split
 from noisewise.data.settings import FolderSettings
@@ -24,6 +25,12 @@ def folder_source(settings: FolderSettings) -> Source:
         paths["test"] = find_images(settings.test_folder.expanduser(), "data.test_folder")
     roots: dict[Split, Path] = {"train": folder, "test": (settings.test_folder or folder).expanduser()}
     class_names = _class_names(roots, paths) if settings.conditional else None
+    captions: dict[Split, list[str]] = {}
+    metadata: list[Path] = []
+    if settings.caption_column is not None:
+        for split, images in paths.items():
+            captions[split], file = folder_captions(roots[split], settings.caption_column, images)
+            metadata.append(file)
 
     numbers = {name: number for number, name in enumerate(class_names or ())}
 
@@ -31,10 +38,11 @@ def folder_source(settings: FolderSettings) -> Source:
         for row in rows:
             path = paths[split][row]
             label = numbers[path.relative_to(roots[split]).parts[0]] if numbers else None
-            yield Item(str(path), label, partial(decode_image, path, settings.channels, settings.image_size))
+            caption = captions[split][row] if captions else None
+            yield Item(str(path), label, partial(decode_image, path, settings.channels, settings.image_size), caption)
 
     num_test = len(paths["test"]) if "test" in paths else None
-    files = tuple(path for split in paths for path in paths[split])
+    files = (*(path for split in paths for path in paths[split]), *metadata)
     return Source(folder.resolve().name, "data.folder", files, len(paths["train"]), num_test, class_names, read)
 
 

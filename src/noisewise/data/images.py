@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
 if TYPE_CHECKING:
     import torch
+
+    from noisewise.data.texts import Texts, Told
 
 Split = Literal["train", "test"]
 Indices: TypeAlias = "torch.Tensor | np.ndarray | Sequence[int] | slice"
@@ -31,7 +33,9 @@ class Images:
     class_names: tuple[str, ...] | None
     name: str
     split: Split
-    fingerprint: str  # sha256 of pixels and labels, see fingerprint()
+    fingerprint: str  # sha256 of pixels and labels, see fingerprint(), and of what is told of them
+    captions: tuple[str, ...] | None = None  # [N]; None: not read
+    texts: Texts | None = None  # the captions, encoded: what networks are told in place of labels
 
     @classmethod
     def from_pixels(
@@ -75,27 +79,39 @@ class Images:
         """[C, H, W] of one image."""
         return self.channels, self.size, self.size
 
-    def batch(self, indices: Indices, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor | None]:
+    def batch(self, indices: Indices, device: torch.device | str = "cpu") -> tuple[torch.Tensor, Told]:
         """Some images as a model sees them.
 
         Returns:
-            x_0 [B, C, H, W] float32 in [-1, 1], and labels [B] int64 or None; both on ``device``.
+            x_0 [B, C, H, W] float32 in [-1, 1], and labels [B] int64 or None, or with texts what is told of them by
+            the names of forward's arguments; all on ``device``.
         """
         import torch
 
         rows = _rows(indices)
         chosen = np.array(self.pixels[rows])  # [B, C, H, W] uint8, a copy: memory maps are read-only
         pixels = torch.from_numpy(chosen).to(device)
-        labels = None if self.labels is None else torch.from_numpy(self.labels[rows].copy()).to(device)  # [B]
-        return pixels.float().div_(127.5).sub_(1), labels
+        told: Told = None if self.labels is None else torch.from_numpy(self.labels[rows].copy()).to(device)  # [B]
+        if self.texts is not None:
+            told = self.texts.at(_positions(rows, len(self)), device)
+        return pixels.float().div_(127.5).sub_(1), told
 
     def subset(self, indices: Indices) -> Images:
         """A copy of some images, in the order given."""
         rows = _rows(indices)
         labels = None if self.labels is None else self.labels[rows]
-        return Images.from_pixels(
+        found = Images.from_pixels(
             np.array(self.pixels[rows]), labels, self.class_names, name=self.name, split=self.split
         )
+        chosen = _positions(rows, len(self))
+        captions = None if self.captions is None else tuple(self.captions[i] for i in chosen.tolist())
+        found = replace(found, captions=captions)
+        return found if self.texts is None else found.with_texts(self.texts.subset(chosen))
+
+    def with_texts(self, texts: Texts) -> Images:
+        """The same images; networks are told their captions."""
+        digest = hashlib.sha256(f"{self.fingerprint} {texts.fingerprint}".encode()).hexdigest()
+        return replace(self, texts=texts, fingerprint=digest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +155,13 @@ def fingerprint(pixels_sha256: str, shape: tuple[int, ...], labels: np.ndarray |
     if labels is not None:
         digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
     return digest.hexdigest()
+
+
+def _positions(rows: np.ndarray | slice, num: int) -> torch.Tensor:
+    """[B] int64."""
+    import torch
+
+    return torch.arange(num)[rows] if isinstance(rows, slice) else torch.from_numpy(rows)
 
 
 def _rows(indices: Indices) -> np.ndarray | slice:

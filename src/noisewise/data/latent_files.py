@@ -9,18 +9,16 @@ Shapes: N = images, B = batch, R = 1, or 2 with the mirror images' latents secon
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from noisewise.data.images import Dataset, Images
 from noisewise.data.latents import Encode, LatentDataset, Latents
+from noisewise.data.mapped_file import MappedFile, TensorSpec
 from noisewise.data.settings import LatentDtype
 from noisewise.errors import SettingError
 from noisewise.files import read_json, sha256_file, write_json
@@ -28,6 +26,7 @@ from noisewise.files import read_json, sha256_file, write_json
 ABOUT = "latents.json"
 FORMAT = 1
 SPLITS = ("train", "test")
+KEYS = ("mean", "std")  # of the posterior, where there is one
 
 
 def write_latents(
@@ -79,26 +78,25 @@ class _Writer:
 
     def __init__(self, path: Path, dtype: LatentDtype, repeats: int, name: str) -> None:
         self.path, self.dtype, self.repeats, self.name = path, dtype, repeats, name
-        self.beside = path.with_name(f".{path.name}.{os.getpid()}")
+        self.file: MappedFile | None = None
         self.shape: tuple[int, ...] = ()
-        self.arrays: list[Any] = []
         self.sums = torch.zeros(3, dtype=torch.float64)  # how many numbers, their sum, their squares' sum
 
     def put(self, turn: int, start: int, num: int, encoded: tuple[torch.Tensor, torch.Tensor | None]) -> None:
         parts = [part.detach().float().cpu() for part in encoded if part is not None]  # [B, C, H, W] each
-        if not self.arrays:
-            self._open(num, tuple(parts[0].shape[1:]), len(parts))
-        for array, part in zip(self.arrays, parts, strict=True):
-            kept = part.to(getattr(torch, self.dtype))
-            if not kept.isfinite().all():
+        keys = KEYS[: len(parts)]
+        if self.file is None:
+            self.shape = (self.repeats, num, *parts[0].shape[1:])
+            self.file = MappedFile(self.path, {key: TensorSpec(self.shape, self.dtype) for key in keys})
+        for key, part in zip(keys, parts, strict=True):
+            if not self.file.put(key, (turn, slice(start, start + len(part))), part):
+                self.file.discard()
                 self._refuse(start, part)
-            array[turn, start : start + len(part)] = kept.view(torch.int16).numpy()
         wide = [part.double() for part in parts]
         squares = sum(part.square().sum() for part in wide)  # of draws: the mean's and the deviation's
         self.sums += torch.tensor([wide[0].numel(), wide[0].sum(), squares], dtype=torch.float64)
 
     def _refuse(self, start: int, part: torch.Tensor) -> None:
-        self.beside.unlink(missing_ok=True)
         if part.isfinite().all():
             raise SettingError(
                 f"autoencoder.dtype: latents of {self.name} reach {part.abs().max():.4g}, beyond {self.dtype}; use "
@@ -110,29 +108,9 @@ class _Writer:
             "may be damaged, or trained with too high a learning rate"
         )
 
-    def _open(self, num: int, shape: tuple[int, ...], parts: int) -> None:
-        self.shape = (self.repeats, num, *shape)
-        size = 2 * math.prod(self.shape)
-        name = {"float16": "F16", "bfloat16": "BF16"}[self.dtype]
-        tensors = {
-            key: {"dtype": name, "shape": list(self.shape), "data_offsets": [i * size, (i + 1) * size]}
-            for i, key in enumerate(("mean", "std")[:parts])
-        }
-        text = json.dumps(tensors).encode()
-        text += b" " * (-len(text) % 8)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.beside.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            file.truncate(8 + len(text) + parts * size)
-        self.arrays = [
-            np.memmap(self.beside, np.int16, "r+", 8 + len(text) + i * size, self.shape) for i in range(parts)
-        ]
-
     def close(self) -> dict[str, Any]:
-        for array in self.arrays:
-            array.flush()
-        self.arrays = []
-        self.beside.replace(self.path)
+        assert self.file is not None  # no split is empty
+        self.file.close()
         return {"shape": list(self.shape), "size": self.path.stat().st_size, "sha256": sha256_file(self.path)}
 
     def statistics(self) -> dict[str, float]:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from noisewise.data.images import Images, Indices
+from noisewise.data.texts import Texts, Told
 
 Encode = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
 
@@ -27,7 +28,8 @@ class Latents:
     class_names: tuple[str, ...] | None
     name: str
     split: str
-    fingerprint: str  # sha256 of images, autoencoder and file
+    fingerprint: str  # sha256 of images, autoencoder and file, and of what is told of them
+    texts: Texts | None = None  # captions, encoded: what networks are told in place of labels
 
     def __len__(self) -> int:
         return self.mean.shape[1]
@@ -43,18 +45,19 @@ class Latents:
         """[N, C, H, W] means, of the images as they are."""
         return self.mean[0]
 
-    def batch(self, indices: Indices, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor | None]:
+    def batch(self, indices: Indices, device: torch.device | str = "cpu") -> tuple[torch.Tensor, Told]:
         """The means of some images' latents, the same for everyone who asks.
 
         Returns:
-            [B, C, H, W] float32, and labels [B] int64 or None; both on ``device``.
+            [B, C, H, W] float32, and labels [B] int64 or None, or with texts what is told of them by the names of
+            forward's arguments; all on ``device``.
         """
         chosen = _positions(indices, len(self))
-        return self.rows[chosen].to(device).float(), self._labels(chosen, device)
+        return self.rows[chosen].to(device).float(), self._told(chosen, device)
 
     def draw(
         self, indices: Indices, device: torch.device | str, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, Told]:
         """Latents as training sees them: drawn from the posterior, of the mirror image as often as of the image.
 
         Args:
@@ -73,7 +76,7 @@ class Latents:
                 generator = torch.Generator(place).manual_seed(seed)
             noise = torch.randn(x_0.shape, generator=generator, device=generator.device)
             x_0 = x_0.addcmul_(noise, self.std.flatten(0, 1)[flat].to(device).float())
-        return x_0, self._labels(chosen, device)
+        return x_0, self._told(chosen, device)
 
     def subset(self, indices: Indices) -> Latents:
         """A copy of some images' latents, in the order given."""
@@ -81,9 +84,17 @@ class Latents:
         labels = None if self.labels is None else self.labels[chosen.numpy()]
         digest = hashlib.sha256(f"{self.fingerprint} {chosen.tolist()}".encode()).hexdigest()
         std = None if self.std is None else self.std[:, chosen]
-        return Latents(self.mean[:, chosen], std, labels, self.class_names, self.name, self.split, digest)
+        texts = None if self.texts is None else self.texts.subset(chosen)
+        return Latents(self.mean[:, chosen], std, labels, self.class_names, self.name, self.split, digest, texts)
 
-    def _labels(self, chosen: torch.Tensor, device: torch.device | str) -> torch.Tensor | None:
+    def with_texts(self, texts: Texts) -> Latents:
+        """The same latents; networks are told their captions."""
+        digest = hashlib.sha256(f"{self.fingerprint} {texts.fingerprint}".encode()).hexdigest()
+        return replace(self, texts=texts, fingerprint=digest)
+
+    def _told(self, chosen: torch.Tensor, device: torch.device | str) -> Told:
+        if self.texts is not None:
+            return self.texts.at(chosen, device)
         return None if self.labels is None else torch.from_numpy(self.labels[chosen.numpy()]).to(device)
 
 
@@ -117,7 +128,7 @@ class EncodedOnDemand:
     def __len__(self) -> int:
         return len(self.images)
 
-    def batch(self, indices: Indices, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor | None]:
+    def batch(self, indices: Indices, device: torch.device | str = "cpu") -> tuple[torch.Tensor, Told]:
         """[B, C, H, W] float32 and labels [B] int64 or None."""
         pixels, labels = self.images.batch(indices, device)
         parts = pixels.split(self.batch_size or len(pixels))

@@ -54,7 +54,8 @@ def load_data(settings: DataSettings, cache: Path | None = None) -> Dataset:
         labels = part.labels if settings.conditional else None
         class_names = source.class_names if settings.conditional else None
         digest = fingerprint(part.pixels_sha256, part.pixels.shape, labels)
-        images[split] = Images(part.pixels, labels, class_names, settings.name or source.name, split, digest)
+        name = settings.name or source.name
+        images[split] = Images(part.pixels, labels, class_names, name, split, digest, part.captions)
     if images["train"].shape != images["test"].shape:
         shapes = " and ".join(str(part.shape) for part in images.values())
         raise SettingError(f"{source.setting}: training and test images differ in shape: {shapes}; set data.image_size")
@@ -94,11 +95,13 @@ class Decoded:
     labels: np.ndarray | None  # [N] int64
     pixels_sha256: str
     num_skipped: int
+    captions: tuple[str, ...] | None = None  # [N]
 
 
 def decode_rows(source: Source, split: Split, rows: np.ndarray, entry: Path | None, on_corrupt: str) -> Decoded:
     """Decode rows one after the other into the file ``entry``, or into memory where it is None."""
     labels: list[int] = []
+    captions: list[str] = []
     corrupt: list[str] = []
     shape: tuple[int, ...] = ()
     num, first, digest = 0, "", hashlib.sha256()
@@ -116,6 +119,7 @@ def decode_rows(source: Source, split: Split, rows: np.ndarray, entry: Path | No
             file.write(pixels.tobytes())
             digest.update(pixels.tobytes())
             labels += [] if item.label is None else [item.label]
+            captions += [] if item.caption is None else [item.caption]
             num += 1
         _report_corrupt(source, split, corrupt, len(rows), on_corrupt)
         if not num:
@@ -125,10 +129,10 @@ def decode_rows(source: Source, split: Split, rows: np.ndarray, entry: Path | No
         if isinstance(file, io.BytesIO):
             decoded = np.frombuffer(file.getbuffer(), np.uint8, offset=NPY_HEADER).reshape(num, *shape)
             array = np.array(labels, dtype=np.int64) if labels else None
-            return Decoded(decoded, array, digest.hexdigest(), len(corrupt))
+            return Decoded(decoded, array, digest.hexdigest(), len(corrupt), tuple(captions) or None)
     assert entry is not None
     about = {"format": CACHE_FORMAT, "pixels_sha256": digest.hexdigest(), "labels": labels, "num_skipped": len(corrupt)}
-    write_json(entry.with_suffix(".json"), about)
+    write_json(entry.with_suffix(".json"), {**about, **({"captions": captions} if captions else {})})
     kept = read_entry(entry)
     assert kept is not None
     return kept
@@ -137,7 +141,10 @@ def decode_rows(source: Source, split: Split, rows: np.ndarray, entry: Path | No
 def cache_key(settings: DataSettings, source: Source) -> str:
     """Names what pixels depend on: the settings, the chosen rows with them, and every file's name, size and time."""
     stats = [(str(path), *_size_and_time(path)) for path in source.files]
-    what = [CACHE_FORMAT, settings.model_dump(mode="json", exclude={"name"}), stats]
+    given = settings.model_dump(mode="json", exclude={"name"})
+    if given.get("caption_column") is None:  # as before there were captions
+        given.pop("caption_column", None)
+    what = [CACHE_FORMAT, given, stats]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
 
 
@@ -160,7 +167,8 @@ def read_entry(entry: Path) -> Decoded | None:
     except ValueError:  # shorter than its header says
         return None
     labels = np.array(about["labels"], dtype=np.int64) if about["labels"] else None
-    return Decoded(pixels, labels, about["pixels_sha256"], about["num_skipped"])
+    captions = tuple(about.get("captions", ())) or None
+    return Decoded(pixels, labels, about["pixels_sha256"], about["num_skipped"], captions)
 
 
 def npy_header(shape: tuple[int, ...]) -> bytes:

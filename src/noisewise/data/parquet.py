@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from noisewise.data.captions import check_captions
 from noisewise.data.decode import decode_image
 from noisewise.data.images import Split
 from noisewise.data.settings import ParquetSettings
@@ -25,6 +26,11 @@ def parquet_source(settings: ParquetSettings) -> Source:
     files = {split: [_open(path, f"data.{split}", settings) for path in paths[split]] for split in paths}
     num_rows = {split: sum(file.metadata.num_rows for file in files[split]) for split in files}
     class_names = _class_names(files, settings) if settings.conditional else None
+    if settings.caption_column is not None:
+        for split in files:
+            for path, file in zip(paths[split], files[split], strict=True):
+                texts = file.read(columns=[settings.caption_column])[settings.caption_column].to_pylist()
+                check_captions({f"row {i}": text for i, text in enumerate(texts)}, f"in {path}")
 
     def read(split: Split, rows: np.ndarray) -> Iterator[Item]:
         # Rows leave in the files' order: a row group is decoded once and forgotten.
@@ -45,14 +51,16 @@ def parquet_source(settings: ParquetSettings) -> Source:
 def _items(
     file: Any, group: int, rows: np.ndarray, path: Path, start: int, settings: ParquetSettings
 ) -> Iterator[Item]:
-    columns = [settings.image_column] + ([settings.label_column] if settings.conditional else [])
+    more = [settings.label_column] if settings.conditional else [settings.caption_column]
+    columns = [settings.image_column, *(name for name in more if name is not None)]
     table = file.read_row_group(group, columns=columns)
     for row in rows:
         image = table[settings.image_column][int(row)].as_py()
         data = image.get("bytes") if isinstance(image, dict) else image
         label = table[settings.label_column][int(row)].as_py() if settings.conditional else None
+        caption = None if settings.caption_column is None else table[settings.caption_column][int(row)].as_py()
         name = f"{path.name} row {start + row}"
-        yield Item(name, label, partial(_decode, data, settings.channels, settings.image_size))
+        yield Item(name, label, partial(_decode, data, settings.channels, settings.image_size), caption)
 
 
 def _decode(data: bytes | None, channels: int, image_size: int | None) -> np.ndarray:
@@ -80,6 +88,8 @@ def _open(path: Path, setting: str, settings: ParquetSettings) -> Any:
     needed = {"image_column": settings.image_column}
     if settings.conditional:
         needed["label_column"] = settings.label_column
+    if settings.caption_column is not None:
+        needed["caption_column"] = settings.caption_column
     for name, column in needed.items():
         if column not in file.schema_arrow.names:
             raise SettingError(

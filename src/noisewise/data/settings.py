@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class CommonSettings(BaseModel):
@@ -57,6 +57,15 @@ class PillowSettings(CommonSettings):
     """What an image that cannot be read does: stop with its name, or be left out with a warning that counts them."""
     test_fraction: float = Field(default=0.1, gt=0, lt=1)
     """Share of the images held out where the source has no test split of its own, between 0 and 1."""
+    caption_column: str | None = None
+    """Use captions instead of labels: their column in `metadata.csv` or `metadata.jsonl` of a folder (beside
+    `file_name`), or in parquet. By default none are read."""
+
+    @model_validator(mode="after")
+    def _labels_or_captions(self) -> PillowSettings:
+        if self.conditional and self.caption_column is not None:
+            raise ValueError("caption_column and conditional given; networks are told captions or labels, not both")
+        return self
 
 
 class FolderSettings(PillowSettings):

@@ -18,6 +18,7 @@ class Item:
     name: str
     label: int | None
     decode: Callable[[], np.ndarray]
+    caption: str | None = None
 
 
 @dataclass(frozen=True)
