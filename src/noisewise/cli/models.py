@@ -132,8 +132,10 @@ def sample(
     eta: float = 0.0,
     guidance_scale: Annotated[tuple[float, ...], Parameter(consume_multiple=True, negative="")] = (1.0,),
     class_labels: Annotated[tuple[int, ...] | None, Parameter(consume_multiple=True, negative="")] = None,
+    prompts: Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True, negative="")] = None,
+    prompts_from: Path | None = None,
 ) -> None:
-    """Images from a model, as PNG files and a grid of the first 64.
+    """Images from a model, as PNG files and a grid of the first 64; metadata.csv says which is of which prompt.
 
     Args:
         model: folder of a diffusers pipeline, e.g. runs/digits/pipeline.
@@ -144,10 +146,13 @@ def sample(
         seed: image i depends on the seed and i, not on its batch.
         batch_size: images made at once, 1 or more.
         eta: DDIM's noise, 0 (deterministic) to 1.
-        guidance_scale: of class-conditional models whose training dropped labels: how far to lead away from what they
-            answer without, e.g. 2, or one value per group from data to noise, e.g. 1 2 3.
+        guidance_scale: of models told a text, or a class that their training dropped at times: how far to lead away
+            from what they answer without, e.g. 7.5, or one value per group from data to noise, e.g. 1 2 3.
         class_labels: classes of the images, in turn, e.g. 7 or 0 1 2; by default every class.
+        prompts: texts of the images, in turn, e.g. "a cat" "a dog"; pipelines with a text encoder need one or more.
+        prompts_from: file of prompts instead, one a line.
     """
+    from noisewise.workflow.prompts import read_prompts
     from noisewise.workflow.single import sample_model
 
     _check_range("--num-images", num_images, 1)
@@ -155,10 +160,16 @@ def sample(
     _check_range("--batch-size", batch_size, 1)
     _check_range("--seed", seed, 0)
     _check_range("--eta", eta, 0, 1)
+    if prompts_from is not None:
+        if prompts is not None:
+            raise SettingError("--prompts-from: given together with --prompts; one of them is needed")
+        prompts = read_prompts(prompts_from)
+    if prompts is not None and class_labels is not None:
+        raise SettingError("--class-labels: given together with prompts; a model is told one or the other")
     with _bar("images", num_images) as progress:
         sample_model(
             model, out, num_images, sampler, num_inference_steps, seed, batch_size, eta, progress,
-            guidance_scale=guidance_scale, class_labels=class_labels,
+            guidance_scale=guidance_scale, class_labels=class_labels, prompts=prompts,
         )  # fmt: skip
     print(f"{out}: {num_images} images, and grid.png")
 

@@ -31,6 +31,7 @@ from noisewise.workflow.machine import device
 from noisewise.workflow.networks import make_objective
 from noisewise.workflow.plan_settings import PlanSettings, Section
 from noisewise.workflow.plans import plan_of_schedule
+from noisewise.workflow.prompts import CAPTIONS, captions_file, grid_columns, in_turn, told_prompts
 from noisewise.workflow.recipe import Recipe, apply_overrides
 
 USUAL_SAMPLER: dict[str, SchedulerKind] = {"vp": "ddim", "edm": "edm-heun", "flow": "flow-euler"}
@@ -230,26 +231,32 @@ def sample_model(
     *,
     guidance_scale: Sequence[float] = (1.0,),
     class_labels: Sequence[int] | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> np.ndarray:
     """Images of a model as PNG files, and a grid of the first.
 
     Args:
         guidance_scale: one value, or one per group of the model.
         class_labels: of the images, in turn; by default every class.
+        prompts: of the images, in turn, where the pipeline makes images of text; a table of them lies beside.
     """
     from PIL import Image
 
     check_new(out)
     images = images_of(
         folder, num_images, sampler, num_inference_steps, seed, batch_size, eta, progress,
-        guidance_scale=guidance_scale, class_labels=class_labels,
+        guidance_scale=guidance_scale, class_labels=class_labels, prompts=prompts,
     )  # fmt: skip
     digits = len(str(num_images - 1))
+    names = [f"{i:0{digits}d}.png" for i in range(num_images)]
     with whole_folder(out) as folder:
-        for i, image in enumerate(images):
+        for name, image in zip(names, images, strict=True):
             pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
-            Image.fromarray(pixels).save(folder / f"{i:0{digits}d}.png")
-        (folder / measure.GRID).write_bytes(measure.png_grid(images))
+            Image.fromarray(pixels).save(folder / name)
+        columns = None if prompts is None else grid_columns(len(prompts))
+        (folder / measure.GRID).write_bytes(measure.png_grid(images, columns))
+        if prompts is not None:
+            (folder / CAPTIONS).write_text(captions_file(names, in_turn(prompts, num_images)), encoding="utf-8")
     return images
 
 
@@ -265,10 +272,12 @@ def images_of(
     *,
     guidance_scale: Sequence[float] = (1.0,),
     class_labels: Sequence[int] | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> np.ndarray:
     """[num_images, C, H, W] uint8 from a model's or pipeline's folder."""
     from noisewise.sampling.sampler import sample_images
 
+    folder = find_source(folder)
     model, scheduler = load_denoiser(folder)
     if scheduler is None:
         raise SettingError(f"{folder}: has no scheduler; give the folder of a pipeline")
@@ -282,6 +291,7 @@ def images_of(
         seed=seed,
         batch_size=batch_size,
         class_labels=_labels_in_turn(model, num_images, class_labels),
+        **told_prompts(folder, model, prompts),
         guidance_scale=guidance_scale,
         eta=eta,
         progress=progress,
