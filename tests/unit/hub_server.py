@@ -1,7 +1,8 @@
-"""A stand-in for the Hub on loopback: the calls that uploads make, kept in a folder per repository.
+"""A stand-in for the Hub on loopback: the calls that up- and downloads make, kept in a folder per repository.
 
     POST /api/repos/create, /api/validate-yaml, /api/models/REPO/preupload/main, /api/models/REPO/commit/main
-    POST /REPO.git/info/lfs/objects/batch, then PUT of each large file; GET /REPO/resolve/main/FILE
+    POST /REPO.git/info/lfs/objects/batch, then PUT of each large file
+    GET /api/models/REPO/revision/main, /api/models/REPO/tree/COMMIT, /REPO/resolve/main/FILE or .../COMMIT/FILE
 
 Anything else is answered 404 and remembered in ``unknown``.
 """
@@ -101,9 +102,8 @@ class Handler(BaseHTTPRequestHandler):
             target.parent.mkdir(parents=True, exist_ok=True)
             large = line["key"] == "lfsFile"
             target.write_bytes(self.server.large[value["oid"]] if large else base64.b64decode(value["content"]))
-        oid = hashlib.sha1(repo.encode()).hexdigest()
-        url = f"{self.server.endpoint}/{repo}/commit/{oid}"
-        self.answer({"success": True, "commitUrl": url, "commitOid": oid})
+        url = f"{self.server.endpoint}/{repo}/commit/{commit_of(repo)}"
+        self.answer({"success": True, "commitUrl": url, "commitOid": commit_of(repo)})
 
     def do_PUT(self) -> None:
         data = self.body()
@@ -115,22 +115,49 @@ class Handler(BaseHTTPRequestHandler):
         self.answer({})
 
     def do_GET(self) -> None:
-        repo, _, name = self.path.lstrip("/").partition("/resolve/main/")
+        path = self.path.partition("?")[0]
+        if path.startswith("/api/models/"):
+            owner, own_name, asked, *_ = path.removeprefix("/api/models/").split("/")
+            self.about(f"{owner}/{own_name}", asked)
+            return
+        repo, _, rest = path.lstrip("/").partition("/resolve/")
+        revision, _, name = rest.partition("/")
         file = self.server.root / repo / name
-        if not name:
+        if not name or revision not in ("main", commit_of(repo)):
             self.unheard_of()
         elif not file.is_file():
             self.answer({"error": "Entry not found"}, 404, X_Error_Code="EntryNotFound")
         else:
             data = file.read_bytes()
-            etag = hashlib.sha1(data).hexdigest()
-            self.answer(body=data, ETag=f'"{etag}"', X_Repo_Commit=hashlib.sha1(repo.encode()).hexdigest())
+            self.answer(body=data, ETag=f'"{hashlib.sha1(data).hexdigest()}"', X_Repo_Commit=commit_of(repo))
 
     do_HEAD = do_GET  # noqa: N815
+
+    def about(self, repo: str, asked: str) -> None:
+        """A repository's commit, or the list of its files."""
+        folder = self.server.root / repo
+        files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+        if not files:
+            self.answer({"error": "Repository not found"}, 404, X_Error_Code="RepoNotFound")
+        elif asked == "revision":
+            self.answer({"id": repo, "sha": commit_of(repo), "siblings": []})
+        elif asked == "tree":
+            names = [file.relative_to(folder).as_posix() for file in files]
+            oids = [hashlib.sha1(file.read_bytes()).hexdigest() for file in files]
+            sizes = [file.stat().st_size for file in files]
+            entries = zip(names, oids, sizes, strict=True)
+            self.answer([{"type": "file", "path": name, "oid": oid, "size": size} for name, oid, size in entries])
+        else:
+            self.unheard_of()
 
     def unheard_of(self) -> None:
         self.server.unknown.append(f"{self.command} {self.path}")
         self.answer({"error": "no such call"}, 404)
+
+
+def commit_of(repo: str) -> str:
+    """There is one commit in a repository, always the same."""
+    return hashlib.sha1(repo.encode()).hexdigest()
 
 
 @contextmanager

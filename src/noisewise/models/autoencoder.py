@@ -19,6 +19,7 @@ from diffusers import AutoencoderKL, VQModel
 from noisewise.errors import SettingError
 from noisewise.files import read_json
 from noisewise.models.folders import load_model_folder, read_config
+from noisewise.models.sources import fetched
 
 KINDS: dict[str, type[Any]] = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
 COMPONENTS = ("vqvae", "vae")  # an autoencoder's names in diffusers' pipelines
@@ -142,7 +143,13 @@ def is_latent_pipeline(folder: Path) -> bool:
     return (folder / "model_index.json").is_file() and autoencoder_folder(folder) is not None
 
 
-def _found(folder: Path, setting: str) -> Path:
+def find_autoencoder(path: Path, setting: str = SETTING) -> Path:
+    """The folder of an autoencoder: the one given, a pipeline's, or one that is fetched from the Hub by its name.
+
+    Args:
+        setting: what errors call the path.
+    """
+    folder = fetched(path, setting)
     found = autoencoder_folder(folder)
     if found is None:
         what = "does not exist" if not folder.exists() else f"holds no {' or '.join(KINDS)}"
@@ -155,7 +162,7 @@ def _found(folder: Path, setting: str) -> Path:
 
 def describe_autoencoder(folder: Path, scaling_factor: float | None = None, setting: str = SETTING) -> Autoencoder:
     """What is known of the autoencoder in a folder without its weights; its network is on the meta device."""
-    found = _found(folder, setting)
+    found = find_autoencoder(folder, setting)
     config = read_config(found)
     changed = {} if scaling_factor is None else {"scaling_factor": scaling_factor}
     try:
@@ -173,7 +180,7 @@ def load_autoencoder(folder: Path, scaling_factor: float | None = None, setting:
         scaling_factor: instead of the configuration's.
         setting: what errors call the folder.
     """
-    found = _found(folder, setting)
+    found = find_autoencoder(folder, setting)
     try:
         model: Any = load_model_folder(found)
     except SettingError as error:

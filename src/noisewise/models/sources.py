@@ -22,18 +22,25 @@ FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model"]  # settings, weights a
 
 
 def find_source(path: str | Path) -> Path:
-    """The folder itself, or that into which the Hub's files of this name are fetched.
-
-    A name ("owner/name") is looked for on the Hub only where no such folder exists.
-    """
-    folder = Path(path)
-    if not folder.exists() and HUB_NAME.fullmatch(str(path)):
-        return _fetch(str(path))
+    """A model's or pipeline's folder: the one given, or that into which the Hub's files of this name are fetched."""
+    folder = fetched(path)
     _check_folder(folder)
     return folder
 
 
-def _fetch(name: str) -> Path:
+def fetched(path: str | Path, setting: str = "model") -> Path:
+    """The path itself, or the folder into which the Hub's files of this name are fetched.
+
+    A name ("owner/name") is looked for on the Hub only where no such folder exists.
+
+    Args:
+        setting: what errors call the path.
+    """
+    folder = Path(path)
+    return _fetch(str(path), setting) if not folder.exists() and HUB_NAME.fullmatch(str(path)) else folder
+
+
+def _fetch(name: str, setting: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -42,8 +49,8 @@ def _fetch(name: str) -> Path:
     except (OSError, ValueError, HfHubHTTPError) as error:  # no network, no such name, no right to it
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SettingError(
-            f"model: {name} does not exist as a folder, and the Hub gives no model of that name ({reason}); without a "
-            f"network, fetch it elsewhere (hf download {name} --local-dir FOLDER) and give that folder"
+            f"{setting}: {name} does not exist as a folder, and the Hub gives no model of that name ({reason}); "
+            f"without a network, fetch it elsewhere (hf download {name} --local-dir FOLDER) and give that folder"
         ) from error
 
 

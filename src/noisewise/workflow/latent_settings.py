@@ -16,7 +16,7 @@ class ExistingAutoencoder(Section):
     """An autoencoder that exists already, taken as it is."""
 
     source: Path = Field(alias="from")
-    """Folder of a diffusers AutoencoderKL or VQModel, or of a pipeline with one."""
+    """Folder of a diffusers AutoencoderKL or VQModel, or of a pipeline with one; or its name on the Hub."""
     scaling_factor: float | None = Field(default=None, gt=0)
     """What latents are multiplied by before the denoiser sees them; default: the autoencoder's own."""
     dtype: LatentDtype = "float16"

@@ -14,7 +14,7 @@ from noisewise.errors import SettingError
 from noisewise.evaluation.cost import TRAINING_FACTOR
 from noisewise.workflow.latent_settings import ExistingAutoencoder, NewAutoencoder
 from noisewise.workflow.machine import process_rank
-from noisewise.workflow.networks import DataInfo, building, seeded, weights_checksum
+from noisewise.workflow.networks import DataInfo, building, seeded, source_of, weights_checksum
 from noisewise.workflow.recipe import Recipe
 from noisewise.workflow.settings import ExistingModel
 from noisewise.workflow.store import StepSpec, Store, closure
@@ -56,8 +56,8 @@ def settings_of(recipe: Recipe) -> ExistingAutoencoder | NewAutoencoder | None:
         return recipe.autoencoder
     from noisewise.models.autoencoder import is_latent_pipeline
 
-    source = recipe.model.source
-    return ExistingAutoencoder.model_validate({"from": source}) if is_latent_pipeline(source) else None
+    is_latent = is_latent_pipeline(source_of(recipe.model))
+    return ExistingAutoencoder.model_validate({"from": recipe.model.source}) if is_latent else None
 
 
 def latent_stage(recipe: Recipe, data: DataInfo) -> LatentStage | None:
@@ -137,11 +137,11 @@ def _training(settings: NewAutoencoder, recipe: Recipe, data: DataInfo, describe
 
 
 def _taking(settings: ExistingAutoencoder) -> StepSpec:
-    from noisewise.models.autoencoder import autoencoder_folder
+    from noisewise.models.autoencoder import find_autoencoder
 
-    found = autoencoder_folder(settings.source)
-    assert found is not None  # described already
-    facts: dict[str, Any] = {"from": str(settings.source), "checksum": weights_checksum(found)}
+    facts: dict[str, Any] = {
+        "from": str(settings.source), "checksum": weights_checksum(find_autoencoder(settings.source))
+    }  # fmt: skip
     if settings.scaling_factor is not None:
         facts["scaling_factor"] = settings.scaling_factor
     return StepSpec("autoencoder", "take_autoencoder", facts)
@@ -170,13 +170,14 @@ def check_denoiser(recipe: Recipe, model: Any, stage: LatentStage) -> list[str]:
     from noisewise.models.autoencoder import (
         autoencoder_folder,
         describe_autoencoder,
+        find_autoencoder,
         is_latent_pipeline,
         latent_statistics,
     )
 
     assert isinstance(recipe.model, ExistingModel)
     assert isinstance(stage.settings, ExistingAutoencoder)
-    config, source, seen = model.config, recipe.model.source, stage.seen
+    config, source, seen = model.config, source_of(recipe.model), stage.seen
     if config.in_channels != seen.channels:
         raise SettingError(
             f"autoencoder: its latents have {seen.channels} channels, the network in model.from takes "
@@ -201,8 +202,7 @@ def check_denoiser(recipe: Recipe, model: Any, stage: LatentStage) -> list[str]:
     statistics = [latent_statistics(each.model.config, each.channels) for each in (given, own)]
     if statistics[0] != statistics[1]:
         raise SettingError("autoencoder: its shift_factor or latents_mean and latents_std differ from model.from's")
-    given_folder = autoencoder_folder(stage.settings.source)
-    if given_folder is not None and weights_checksum(given_folder) != weights_checksum(own_folder):
+    if weights_checksum(find_autoencoder(stage.settings.source)) != weights_checksum(own_folder):
         return [f"autoencoder: other weights than those of model.from's own autoencoder, {own_folder}"]
     return []
 

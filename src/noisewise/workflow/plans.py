@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisewise.errors import SettingError
+from noisewise.models.sources import find_source
 from noisewise.planning.clusters import NUM_DRAWS, NUM_LEVELS
 from noisewise.planning.plan import Plan
 from noisewise.schedule import NoiseSchedule
@@ -161,9 +162,9 @@ def _products_per_second() -> float:
 def _networks(recipe: Recipe) -> tuple[Path, ...]:
     """Whose gradients method intervals compares."""
     if recipe.plan.gradients_of is not None:
-        return recipe.plan.gradients_of
+        return tuple(find_source(path) for path in recipe.plan.gradients_of)
     if isinstance(recipe.model, ExistingModel):
-        return (recipe.model.source,)
+        return (find_source(recipe.model.source),)
     raise SettingError(
         "plan.gradients_of: missing; interval_cost: gradient compares a trained network's gradients, name the folder "
         "of one (another run's pipeline/unet, say), or use model.from"

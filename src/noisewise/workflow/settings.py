@@ -106,7 +106,7 @@ class ExistingModel(Section):
     """A model that exists already: a diffusers pipeline folder or model folder."""
 
     source: Path = Field(alias="from")
-    """Folder of a diffusers UNet2DModel, or of a pipeline with one."""
+    """Folder of a diffusers model, or of a pipeline with one; or its name on the Hub."""
 
 
 def _model_tag(value: Any) -> str:
