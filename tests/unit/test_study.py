@@ -23,7 +23,7 @@ from noisewise.workflow.study.collect import timing
 from noisewise.workflow.study.definition import Arm, Paper, Study
 from noisewise.workflow.study.layout import Layout, lay_out
 from noisewise.workflow.study.registry import STUDIES, find_study
-from noisewise.workflow.study.run import cells_table, measure_noise, resolving, run_study, summary
+from noisewise.workflow.study.run import cells_table, measure_noise, open_study, resolving, run_study, summary
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -329,3 +329,17 @@ def test_cost_and_resolution_come_before_the_work(runs: Path, tmp_path: Path) ->
     lines = resolving(laid_out(num_seeds=1, store=store), store, effect=1e-3)
     assert lines[-1].startswith("warning: an effect of 0.001")
     assert not any(line.startswith("warning") for line in resolving(layout, store, effect=1e6))
+
+
+def test_without_the_data_a_dry_run_says_what_a_study_costs(tmp_path: Path) -> None:
+    path = tmp_path / "elsewhere.yaml"
+    data = {"kind": "parquet", "train": "absent.parquet", "test": "absent.parquet", "image_size": 8, "channels": 1}
+    path.write_text(json.dumps({**TINY, "data": data}))  # JSON is YAML
+    layout, store = open_study("tdc-table1", path, [], 1, tmp_path / "runs", dry_run=True)
+    said = cells_table(layout, store).splitlines()
+    with_data = cells_table(laid_out(find_study("tdc-table1")), store).splitlines()
+    assert said == with_data
+    assert "cannot be read" in layout.cells[0].graph.base.notes[0]
+    with pytest.raises(SettingError, match=r"^data\.train: absent\.parquet does not exist"):
+        open_study("tdc-table1", path, [], 1, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()

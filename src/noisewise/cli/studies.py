@@ -45,7 +45,7 @@ def study(
         jobs: independent steps done at once, 1 or more, each in a process of its own.
         effect: difference of Fréchet distances that you would call one; a warning says if the metric cannot tell it.
         resamples: of the bootstrap, 20 or more; by default 500, fewer where features are many.
-        dry_run: list the cells, what is cached and what the rest costs; write nothing.
+        dry_run: list the cells, what is cached and what the rest costs, with or without the data; write nothing.
         progress: bars on a terminal and plain lines elsewhere (auto), or always the one named.
     """
     if name.lower() == LIST:
@@ -67,7 +67,7 @@ def study(
 
     if num_processes() > 1:
         raise SettingError("study: not under a launcher of several processes; --jobs N shares the steps among N")
-    layout, store = open_study(name, recipe, set_, seeds, runs, resamples, keep_data=not dry_run)
+    layout, store = open_study(name, recipe, set_, seeds, runs, resamples, dry_run=dry_run)
     if dry_run:
         print(cells_table(layout, store))
         _announce(layout, store, jobs, effect)

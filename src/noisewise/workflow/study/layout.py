@@ -25,7 +25,12 @@ def from_description(raw: Mapping[str, Any], store: Store | None) -> Layout:
 
 
 def lay_out(
-    study: Study, raw: Mapping[str, Any], num_seeds: int, store: Store | None, num_resamples: int | None = None
+    study: Study,
+    raw: Mapping[str, Any],
+    num_seeds: int,
+    store: Store | None,
+    num_resamples: int | None = None,
+    data_required: bool = True,
 ) -> Layout:
     """Every cell's steps.
 
@@ -34,13 +39,16 @@ def lay_out(
         num_seeds: training seeds recipe.seed, recipe.seed + 1, ...; the seed of images goes with them, alike in all
             arms.
         num_resamples: of the bootstrap; None: as many as the number of features allows.
+        data_required: whether missing data is an error; without it the layout is good for a prediction only.
     """
     if num_seeds < 1:
         raise SettingError(f"--seeds: {num_seeds} given; 1 or more are possible")
     recipe = check_recipe(copy.deepcopy(dict(raw)))
     arms = tuple(study.arms(recipe))
     seeds = tuple(recipe.seed + i for i in range(num_seeds))
-    cells = tuple(cell for i, seed in enumerate(seeds) for cell in _cells(study, raw, recipe, arms, seed, i, store))
+    cells = tuple(
+        cell for i, seed in enumerate(seeds) for cell in _cells(study, raw, recipe, arms, seed, i, store, data_required)
+    )
     layout = Layout(study, raw, recipe, seeds, cells, num_resamples)
     return compared_by_images(layout) if study.sampled else layout
 
@@ -53,6 +61,7 @@ def _cells(
     seed: int,
     index: int,
     store: Store | None,
+    data_required: bool,
 ) -> Iterator[Cell]:
     """The arms of one seed; those with the same settings share one graph."""
     together: dict[str, list[Arm]] = {}
@@ -66,7 +75,7 @@ def _cells(
         apply_overrides(settings, [f"{name}={json.dumps(value)}" for name, value in json.loads(key).items()])
         rows = dict.fromkeys(arm.row for arm in sharing)
         settings["compare"] = [row for row in rows if row != settings.get("method", recipe.method)]
-        graph = _graph(settings, sharing, store)
+        graph = _graph(settings, sharing, store, data_required, own=key != json.dumps({}))
         graphs |= {arm.label: graph for arm in sharing}
     for arm in arms:
         graph = graphs[arm.label]
@@ -74,8 +83,11 @@ def _cells(
         yield sampled_cell(cell) if study.sampled else cell
 
 
-def _graph(settings: dict[str, Any], arms: Sequence[Arm], store: Store | None) -> Graph:
+def _graph(settings: dict[str, Any], arms: Sequence[Arm], store: Store | None, data_required: bool, own: bool) -> Graph:
+    """One graph; where arms have settings of their ``own``, a mistake is said with their labels."""
     try:
-        return build_graph(check_recipe(settings), store)
+        return build_graph(check_recipe(settings), store, data_required)
     except SettingError as error:
+        if not own:
+            raise
         raise SettingError(f"{', '.join(arm.label for arm in arms)}: {error}") from None

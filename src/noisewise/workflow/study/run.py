@@ -51,13 +51,13 @@ def open_study(
     num_seeds: int,
     runs: Path,
     num_resamples: int | None = None,
-    keep_data: bool = True,
+    dry_run: bool = False,
 ) -> tuple[Layout, Store]:
     """A study's steps, and where they lie.
 
     Args:
         overrides: ``a.b=value`` each, for all arms.
-        keep_data: whether decoded images may be kept in a new store; a dry run makes no folder.
+        dry_run: nothing will be done: no folder is made, and data that is missing is only noted.
     """
     from noisewise.workflow.recipe import apply_overrides
 
@@ -66,7 +66,8 @@ def open_study(
     study = find_study(name)
     raw = apply_overrides(read_mapping(recipe), overrides)
     store = store_of(runs)
-    return lay_out(study, raw, num_seeds, store if keep_data or runs.is_dir() else None, num_resamples), store
+    used = None if dry_run and not runs.is_dir() else store
+    return lay_out(study, raw, num_seeds, used, num_resamples, data_required=not dry_run), store
 
 
 def folder_of_study(layout: Layout, runs: Path) -> Path:
