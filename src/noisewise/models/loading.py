@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from noisewise.errors import SettingError
 from noisewise.files import read_json
 from noisewise.models.folders import load_model_folder
-from noisewise.models.sources import INDEX, component_of, find_source, read_index
+from noisewise.models.sources import INDEX, component_of, find_source, holds_two, read_index
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin, SchedulerMixin
@@ -22,10 +22,14 @@ def load_denoiser(path: str | Path, **options: Any) -> tuple[ModelMixin, Schedul
     Args:
         path: a local folder with model_index.json (a pipeline: its ``unet`` or ``transformer``, and ``scheduler``, are
             taken) or with config.json (a bare model); or a name on the Hub. Components may lie in folders of their own
-            or beside model_index.json.
+            or beside model_index.json. A pipeline with two transformers gives a router of both.
         options: what the model's ``from_pretrained`` takes, e.g. ``torch_dtype``.
     """
     folder = find_source(path)
+    if holds_two(folder):
+        from noisewise.models.pairs import load_pair
+
+        return load_pair(folder, **options)
     name = component_of(folder, read_index(folder)) if (folder / INDEX).is_file() else ""
     model = load_model_folder(_component(folder, name) if name else folder, **options)
     _check_known(model)

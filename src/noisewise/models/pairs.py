@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisewise.errors import SettingError
-from noisewise.files import read_json, write_json
+from noisewise.files import write_json
 from noisewise.models.experts import ExpertDenoiser
 from noisewise.models.folders import load_model_folder
 from noisewise.models.loading import load_scheduler
+from noisewise.models.sources import INDEX, SECOND, has_component, read_index
 from noisewise.planning.plan import Plan
 from noisewise.schedule import NoiseSchedule
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from diffusers import ModelMixin
 
 PIPELINES = ("WanPipeline", "WanImageToVideoPipeline", "WanVACEPipeline", "LucyEditPipeline")  # those that take pairs
-HIGH, LOW, RATIO = "transformer", "transformer_2", "boundary_ratio"
+HIGH, LOW, RATIO = "transformer", SECOND, "boundary_ratio"
 
 
 @dataclass(frozen=True)
@@ -82,18 +83,22 @@ def from_pair(high: ModelMixin, low: ModelMixin, boundary_ratio: float, schedule
     return ExpertDenoiser([low, high], Plan.from_bounds(schedule, [start]))
 
 
-def load_pair(folder: str | Path) -> tuple[ExpertDenoiser, Any]:
-    """The experts of a pipeline's folder with a pair in it, in evaluation mode, and the pipeline's scheduler."""
-    folder, index = Path(folder), _index(Path(folder))
+def load_pair(folder: str | Path, **options: Any) -> tuple[ExpertDenoiser, Any]:
+    """The experts of a pipeline's folder with a pair in it, in evaluation mode, and the pipeline's scheduler.
+
+    Args:
+        options: what the experts' ``from_pretrained`` takes, e.g. ``torch_dtype``.
+    """
+    folder, index = Path(folder), read_index(Path(folder))
     ratio = index.get(RATIO)
-    missing = [name for name in (HIGH, LOW) if not _named(index, name) or not (folder / name).is_dir()]
+    missing = [name for name in (HIGH, LOW) if not has_component(index, name) or not (folder / name).is_dir()]
     if missing or not isinstance(ratio, int | float):
         lacks = missing[0] if missing else RATIO
         raise SettingError(f"model: {folder} holds no pair of experts (it has no {lacks})")
     scheduler = load_scheduler(folder / "scheduler")
     if scheduler is None:
         raise SettingError(f"model: {folder} has no scheduler")
-    high, low = (load_model_folder(folder / name) for name in (HIGH, LOW))
+    high, low = (load_model_folder(folder / name, **options) for name in (HIGH, LOW))
     return from_pair(high, low, float(ratio), scheduler).eval(), scheduler
 
 
@@ -106,7 +111,7 @@ def save_pair(model: ExpertDenoiser, source: str | Path, out: str | Path) -> Non
         out: folder to write; must not exist yet.
     """
     source, out, pair = Path(source), Path(out).absolute(), to_pair(model)
-    index = _index(source)
+    index = read_index(source)
     if index.get("_class_name") not in PIPELINES:
         raise SettingError(
             f"model: {index.get('_class_name')} takes no pair of experts; diffusers has {', '.join(PIPELINES)}"
@@ -119,7 +124,7 @@ def save_pair(model: ExpertDenoiser, source: str | Path, out: str | Path) -> Non
         for name, expert in ((HIGH, pair.high), (LOW, pair.low)):
             expert.save_pretrained(beside / name)
             index[name] = [_library(expert), type(expert).__name__]
-        write_json(beside / "model_index.json", {**index, RATIO: pair.boundary_ratio})
+        write_json(beside / INDEX, {**index, RATIO: pair.boundary_ratio})
         beside.replace(out)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -127,16 +132,3 @@ def save_pair(model: ExpertDenoiser, source: str | Path, out: str | Path) -> Non
 
 def _library(expert: ModelMixin) -> str:
     return type(expert).__module__.partition(".")[0]
-
-
-def _index(folder: Path) -> dict[str, Any]:
-    index = read_json(folder / "model_index.json", "model")
-    if not isinstance(index, dict):
-        raise SettingError(f"model: {folder}/model_index.json does not describe a pipeline")
-    return index
-
-
-def _named(index: dict[str, Any], name: str) -> bool:
-    """Whether the pipeline has the component; [null, null] stands for one that is left out."""
-    value = index.get(name)
-    return isinstance(value, list) and len(value) == 2 and value[1] is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from diffusers import ModelMixin
 
 COMPONENTS = ("unet", "transformer")  # what pipelines call their denoiser
+SECOND = "transformer_2"  # what those with two experts call the one nearer the data
 LIBRARIES = ("diffusers", "transformers", "noisewise")  # whose classes a pipeline may name
 INDEX = "model_index.json"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -104,6 +106,17 @@ def component_of(folder: Path, index: dict[str, Any]) -> str:
             f"it is a {index.get('_class_name')} with {others or 'no components'}"
         )
     return found[0]
+
+
+def holds_two(folder: Path) -> bool:
+    """Whether a pipeline's folder has a second denoiser beside its first, as diffusers' Wan pipelines may."""
+    return (folder / INDEX).is_file() and has_component(read_index(folder), SECOND)
+
+
+def has_component(index: Mapping[str, Any], name: str) -> bool:
+    """Whether the pipeline has the component; [null, null] stands for one that is left out."""
+    value = index.get(name)
+    return isinstance(value, list) and len(value) == 2 and value[1] is not None
 
 
 def has_more_than_denoiser(folder: Path) -> bool:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from noisewise.errors import SettingError
 from noisewise.files import disk_errors, write_json
 from noisewise.models.loading import load_denoiser, save_pipeline
-from noisewise.models.networks import describe
+from noisewise.models.networks import describe, known_network
 from noisewise.models.sources import find_source, has_more_than_denoiser, save_in_place_of
 from noisewise.planning.plan import Plan
 from noisewise.pruning.settings import SearchSettings, TimingSettings
@@ -281,6 +281,11 @@ def images_of(
     model, scheduler = load_denoiser(folder)
     if scheduler is None:
         raise SettingError(f"{folder}: has no scheduler; give the folder of a pipeline")
+    network = known_network(model)
+    if network is not None and network.makes_videos:
+        raise SettingError(
+            f"model: the {network.name} in {folder} makes videos, which its pipeline samples; noisewise makes images"
+        )
     model = model.to(device()).eval()
     decode = latent_decoder(folder)
     return sample_images(

@@ -25,6 +25,10 @@ def describe(model: Any) -> Network:
     network = _network_of(model)
     if network is not None:
         return network
+    if isinstance(getattr(model, "network", None), Network):
+        raise SettingError(
+            f"model: a {type(model).__name__} consists of experts; this takes one network, such as one of them"
+        )
     raise SettingError(
         f"model: {type(model).__name__} is not a network noisewise knows; it knows {', '.join(NAMES)}, and what it cut "
         "from them itself (Shaped...)"

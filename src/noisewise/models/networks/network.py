@@ -45,6 +45,7 @@ class Network:
         timestep_per_sample: whether forward wants one timestep per sample, on the image's device; otherwise one for
             all will do.
         timestep: what forward is told of the noise level: training timesteps, or flow matching's time in [0, 1].
+        makes_videos: what it denoises are [B, C, F, H, W], which only its stock pipeline samples.
     """
 
     kind: type[ModelMixin]
@@ -62,6 +63,7 @@ class Network:
     pipeline_modules: tuple[str, ...] = ()
     timestep_per_sample: bool = False
     timestep: Literal["timestep", "flow-time"] = "timestep"
+    makes_videos: bool = False
 
     @property
     def name(self) -> str:

@@ -44,7 +44,9 @@ WAN = Network(
         "attention_kwargs",
     ),
     batch_arguments=("hidden_states", "timestep", "encoder_hidden_states", "encoder_hidden_states_image"),
+    conditions=("encoder_hidden_states",),
     pipeline_attributes=("patch_size", "in_channels", "out_channels", "image_dim"),
     pipeline_modules=("cache_context",),
     timestep_per_sample=True,
+    makes_videos=True,
 )
