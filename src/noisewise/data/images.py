@@ -144,8 +144,16 @@ class Dataset:
         return None if self.train.class_names is None else len(self.train.class_names)
 
     @property
+    def captions_sha256(self) -> str:
+        """Of the captions of both halves; empty where none were read."""
+        from noisewise.data.captions import captions_sha256
+
+        train, test = self.train.captions, self.test.captions
+        return "" if train is None or test is None else captions_sha256([train, test])
+
+    @property
     def fingerprint(self) -> str:
-        """One sha256 for both halves."""
+        """One sha256 for both halves, without captions."""
         return hashlib.sha256(f"{self.train.fingerprint} {self.test.fingerprint}".encode()).hexdigest()
 
 

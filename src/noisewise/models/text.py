@@ -21,6 +21,7 @@ import torch
 from noisewise.errors import SettingError
 from noisewise.files import read_json, sha256_file
 from noisewise.models.autoencoder import autoencoder_folder, describe_autoencoder
+from noisewise.models.cost import count_macs
 from noisewise.models.folders import check_weights
 from noisewise.models.sources import INDEX, component_of, find_source, read_index
 from noisewise.streams import seed_of
@@ -91,7 +92,7 @@ class TextEncoder:
     @classmethod
     def _read(cls, folder: Path, image_size: int | None, weights: bool) -> TextEncoder:
         index = _checked_index(folder)
-        places = [place for place in PLACES if _there(index, place)]
+        places = _places(index)
         parts = [_read_part(folder, place, index, weights) for place in places]
         lengths = [part.length for part in parts]
         if len(set(lengths)) > 1:
@@ -100,7 +101,7 @@ class TextEncoder:
         if two and image_size is None:
             image_size = _own_image_size(folder, index)
         null_is_zero = two and bool(index.get("force_zeros_for_empty_prompt", True))
-        return cls(parts, image_size, null_is_zero, _fingerprint(folder, places) if weights else "")
+        return cls(parts, image_size, null_is_zero, text_fingerprint(folder) if weights else "")
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> Conditions:
@@ -131,9 +132,16 @@ class TextEncoder:
         time_ids = numbers.repeat(len(hidden), 1)  # [B, 6]
         return {"encoder_hidden_states": hidden, "added_cond_kwargs": {"text_embeds": pooled, "time_ids": time_ids}}
 
+    def macs(self) -> int:
+        """Of encoding one caption."""
+        return sum(
+            count_macs(part.model, {"input_ids": torch.zeros(1, self.length, dtype=torch.int64)})
+            for part in self._parts
+        )
+
     def num_tokens(self, captions: Sequence[str]) -> list[int]:
         """Tokens of each caption with its start and end, before any is cut short to `length`."""
-        return [len(ids) for ids in self._parts[0].tokenizer(list(captions)).input_ids]
+        return [len(ids) for ids in self._parts[0].tokenizer(list(captions), verbose=False).input_ids]
 
     @property
     def device(self) -> torch.device:
@@ -176,6 +184,20 @@ class TextEncoder:
 def reads_text(path: Path) -> bool:
     """Whether the folder is a pipeline's with a text encoder, of whatever kind."""
     return (path / INDEX).is_file() and any(_there(read_index(path), place) for place in PLACES)
+
+
+def text_fingerprint(folder: Path) -> str:
+    """16 digits for all settings, vocabularies and weights of the text encoders in a pipeline's folder."""
+    kept = (".json", ".txt", ".safetensors")
+    places = _places(_checked_index(folder))
+    homes = [folder / name for place in places for name in (place, place.replace("text_encoder", "tokenizer"))]
+    files = sorted(file for home in homes for file in home.iterdir() if file.suffix in kept)
+    what = [[f"{file.parent.name}/{file.name}", sha256_file(file)] for file in files]
+    return f"{seed_of(json.dumps(what)):016x}"
+
+
+def _places(index: dict[str, Any]) -> list[str]:
+    return [place for place in PLACES if _there(index, place)]
 
 
 def _there(index: dict[str, Any], name: str) -> bool:
@@ -263,11 +285,3 @@ def _own_image_size(folder: Path, index: dict[str, Any]) -> int:
     if not isinstance(size, int) or autoencoder_folder(folder) is None:
         raise SettingError(f"data.image_size: missing; the pipeline in {folder} does not say its images' size")
     return size * describe_autoencoder(folder).factor
-
-
-def _fingerprint(folder: Path, places: Sequence[str]) -> str:
-    kept = (".json", ".txt", ".safetensors")
-    homes = [folder / name for place in places for name in (place, place.replace("text_encoder", "tokenizer"))]
-    files = sorted(file for home in homes for file in home.iterdir() if file.suffix in kept)
-    what = [[f"{file.parent.name}/{file.name}", sha256_file(file)] for file in files]
-    return f"{seed_of(json.dumps(what)):016x}"

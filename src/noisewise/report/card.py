@@ -15,7 +15,8 @@ def model_card(results: Results) -> str:
     """The card as markdown with the front matter that model hubs read."""
     import yaml
 
-    front = {"library_name": "diffusers", "tags": ["diffusion", "noisewise", "unconditional-image-generation"]}
+    task = "unconditional-image-generation" if results.captions is None else "text-to-image"
+    front = {"library_name": "diffusers", "tags": ["diffusion", "noisewise", task]}
     data, metric, plan = results.data, results.metric, results.plan
     parts = [f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n", f"# {_plain(results.name)}\n"]
     if results.verdict:
@@ -56,27 +57,33 @@ def _made_by(results: Results) -> str:
 
 
 def _usage(results: Results) -> list[str]:
-    """How to make images; of a class-conditional model also what the stock pipeline cannot do."""
+    """How to make images; of models that are told something also what the stock pipeline cannot do."""
     classes = results.data.num_classes if results.data else None
-    labels = "batch_size=2, class_labels=[0, 1], " if classes else ""
-    code = (
-        "```python\nimport noisewise  # the denoiser's class\nfrom diffusers import DiffusionPipeline\n\n"
-        f'images = DiffusionPipeline.from_pretrained("path/to/this/folder")({labels}num_inference_steps='
-        f"{_steps(results)}).images\n```\n"
-    )
-    if not classes:
-        return [code]
     scale = results.recipe.get("sample", {}).get("guidance_scale", 1.0)
     scales = [f"{each:g}" for each in (scale if isinstance(scale, list) else [scale])]
+    told = "batch_size=2, class_labels=[0, 1], " if classes else ""
+    if results.captions is not None:
+        told = f'"a caption", guidance_scale={max(scales, key=float)}, '
+    code = (
+        "```python\nimport noisewise  # the denoiser's class\nfrom diffusers import DiffusionPipeline\n\n"
+        f'images = DiffusionPipeline.from_pretrained("path/to/this/folder")({told}num_inference_steps='
+        f"{_steps(results)}).images\n```\n"
+    )
+    made = "The images measured below were made with classifier-free guidance, at scale " + ", ".join(scales)
+    made += " (from data to noise)" if len(scales) > 1 else ""
+    command, guiding = (
+        "```\nnoisewise sample path/to/this/folder --out images",
+        f"--guidance-scale {' '.join(scales)}\n```\n",
+    )
+    if results.captions is not None and len(scales) > 1:
+        text = f"diffusers' pipeline guides all noise levels alike. {made}, which noisewise does:\n"
+        return [code, text, f'{command} --prompts "a caption" {guiding}']
+    if not classes:
+        return [code]
     text = f"It knows {classes} classes, labels 0 to {classes - 1}. diffusers' pipeline tells it one per image"
     if set(scales) == {"1"}:
         return [code, f"{text}.\n"]
-    return [
-        code,
-        f"{text} and does not guide. The images measured below were made with classifier-free guidance, at scale "
-        f"{', '.join(scales)}{' (from data to noise)' if len(scales) > 1 else ''}, which noisewise does:\n",
-        f"```\nnoisewise sample path/to/this/folder --out images --guidance-scale {' '.join(scales)}\n```\n",
-    ]
+    return [code, f"{text} and does not guide. {made}, which noisewise does:\n", f"{command} {guiding}"]
 
 
 def write_card(run_folder: Path) -> Path | None:

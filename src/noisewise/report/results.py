@@ -133,6 +133,18 @@ class AutoencoderPart(Part):
     samples: str | None = None
 
 
+class CaptionsPart(Part):
+    """The captions that networks were told, and what encoded them."""
+
+    source: str | None = None
+    num_captions: int | None = None  # different ones
+    num_cut_off: int | None = None
+    length: int | None = None  # tokens
+    dtype: Text = ""
+    bytes: int | None = None
+    macs: float | None = None  # of one
+
+
 class GroupOfPlan(Part):
     t_start: float
     t_stop: float
@@ -243,6 +255,7 @@ class Results(Part):
     metric: Metric | None = None
     classes: Classes | None = None
     autoencoder: AutoencoderPart | None = None  # where networks learned latents
+    captions: CaptionsPart | None = None  # where they were told any
     rows: Annotated[list[Row], _or_empty(list)] = []
     verdict: str | None = None
     plan: PlanPart | None = None

@@ -16,7 +16,7 @@ from torch import nn
 from noisewise.errors import SettingError
 from noisewise.models.experts import ExpertDenoiser
 from noisewise.objectives import ImageSource, Objective
-from noisewise.training.labels import LabelDropout, own_dropout_off
+from noisewise.training.labels import Dropout, own_dropout_off
 from noisewise.training.levels import Levels
 from noisewise.training.optimizer import make_optimizer
 from noisewise.training.settings import TrainSettings
@@ -115,7 +115,7 @@ def fingerprint(
     has_teacher: bool,
     horizontal_flip: bool,
     num_processes: int,
-    drop_labels: LabelDropout | None = None,
+    drop_labels: Dropout | None = None,
 ) -> dict[str, Any]:
     """Everything a checkpoint depends on, as JSON: a run may only go on where all of it is the same."""
     shapes = [(name, tuple(p.shape)) for name, p in model.named_parameters()]

@@ -27,7 +27,7 @@ from noisewise.training.checkpoint import (
 from noisewise.training.curve import LossBins, TrainStep
 from noisewise.training.ema import Ema
 from noisewise.training.environment import check_arguments, fingerprint, prepared, same_run
-from noisewise.training.labels import LabelDropout, check_labels
+from noisewise.training.labels import Dropout, check_labels, dropout_of
 from noisewise.training.levels import GroupDraws, Levels
 from noisewise.training.optimizer import learning_rate, load_optimizer_state, optimizer_tensors
 from noisewise.training.recorder import Recorder
@@ -85,14 +85,15 @@ def train(
         group_draws: "host" draws noise levels by the objective's distribution; "uniform" first one of ``ranges``, all
             alike, then by the distribution within it; "balanced" the same, weighted so that the objective stays.
         teacher: of ``settings.distill_weight``; takes the same inputs.
-        label_dropout: probability with which an image's class label becomes the network's null class.
+        label_dropout: probability with which an image's class label becomes the network's null class, or its caption
+            none.
         snapshots: image counts at which the averaged weights are kept as snapshots/IMAGES.safetensors.
         log: called a few times a second at most, in the main process only.
     """
     levels = Levels(timesteps, None if ranges is None else tuple(ranges), group_draws)
     check_arguments(objective, data, settings, levels, teacher, snapshots, workspace)
     check_labels(model, data)
-    drop_labels = LabelDropout.of(label_dropout, model)
+    drop_labels = dropout_of(label_dropout, model, data)
     with prepared(model.float(), settings, teacher) as (accelerator, wrapped, optimizer):
         loop = _Loop(accelerator, wrapped, optimizer, objective, data, settings)
         loop.names, loop.levels = (seed, *names), levels
@@ -109,7 +110,7 @@ class _Loop:
     levels = Levels()
     teacher: nn.Module | None = None
     horizontal_flip = False
-    drop_labels: LabelDropout | None = None
+    drop_labels: Dropout | None = None
 
     def __init__(
         self,

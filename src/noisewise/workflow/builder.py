@@ -140,7 +140,7 @@ class _Builder:
 
     def row(self, row_id: RowId, reference: StepSpec) -> Row:
         model = self.model(row_id)
-        settings, inputs = self.sampling(), {"model": model, **self.base.decoder_inputs}
+        settings, inputs = self.sampling(), {"model": model, **self.base.image_inputs}
         if row_id in ("base-fewer-steps", "deepcache"):
             inputs["match"] = self.cost_of_rival()
         if row_id == "deepcache":
@@ -201,7 +201,7 @@ class _Builder:
         }
         size = self.base.seen.num_train * self.base.seen.shape[0] * self.base.seen.size**2
         macs = float(size * IDEAL_DRAWS * (IDEAL_LEVELS + 2))
-        return StepSpec("ideal-loss", "ideal_loss", settings, self.base.latent_inputs, macs=macs)
+        return StepSpec("ideal-loss", "ideal_loss", settings, self.base.learned_inputs, macs=macs)
 
     def snapshots(self, reference: StepSpec) -> dict[int, StepSpec]:
         found = {}
@@ -209,7 +209,7 @@ class _Builder:
             settings = {**self.sampling(), "snapshot": images}
             macs = (self.base.image_macs + self.decode_macs) * self.recipe.sample.num_images
             name = f"base@{images}"
-            inputs = {"model": self.trainings.stage_1(), **self.base.decoder_inputs}
+            inputs = {"model": self.trainings.stage_1(), **self.base.image_inputs}
             sample = StepSpec(f"sample[{name}]", "sample", settings, inputs, macs=macs)
             found[images] = self.evaluation(name, sample, reference)
         return found

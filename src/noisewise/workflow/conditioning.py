@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from noisewise.data.settings import LatentDtype
 from noisewise.errors import SettingError
 from noisewise.planning.plan import Plan
 from noisewise.planning.routes import RouteTable
@@ -22,10 +23,15 @@ BESIDE_SAMPLE = {"scheduler", "num_inference_steps", "guidance_scale"}  # of `sa
 
 
 class ConditioningSettings(Section):
-    """What the networks are told besides the noisy image (`data.conditional`), and how often they are not."""
+    """What the networks are told besides the noisy image (`data.conditional`, `data.caption_column`)."""
 
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Probability with which a training image's label is dropped, for classifier-free guidance; 0.1 is usual."""
+    """Probability with which a training image's label or caption is dropped, for classifier-free guidance; 0.1 is
+    usual."""
+    dtype: LatentDtype = "float16"
+    """Number format of the encoded captions in their cache."""
+    encode_batch_size: int = Field(default=64, ge=1)
+    """Captions encoded at once."""
 
 
 def scales_of(scale: float | tuple[float, ...]) -> tuple[float, ...]:
@@ -44,9 +50,10 @@ def check_conditioning(recipe: Recipe) -> None:
         ("conditioning.dropout", dropout > 0, dropout),
         ("sample.guidance_scale", is_guided(scale), scale),
     ):
-        if asks and not recipe.data.conditional:
+        if asks and not is_told(recipe):
             raise ValueError(
-                f"{name}: {_plain(given)} given, and the images are used without labels; set data.conditional"
+                f"{name}: {_plain(given)} given, and the images are used without labels or captions; set "
+                "data.conditional or data.caption_column"
             )
     if is_guided(scale) and dropout == 0:
         raise ValueError(
@@ -60,11 +67,16 @@ def check_conditioning(recipe: Recipe) -> None:
         )
 
 
+def is_told(recipe: Recipe) -> bool:
+    """Whether networks are told labels or captions."""
+    return recipe.data.conditional or getattr(recipe.data, "caption_column", None) is not None
+
+
 def check_null_class(recipe: Recipe, model: Any) -> None:
     """Refuse dropped labels where an existing network has nothing to put in their place."""
     from noisewise.models.labels import null_class_of
 
-    if recipe.conditioning.dropout > 0:
+    if recipe.conditioning.dropout > 0 and recipe.data.conditional:
         null_class_of(model, f"conditioning.dropout: {recipe.conditioning.dropout} given")
 
 

@@ -42,6 +42,7 @@ def evaluate_model(
     images = images_of(
         folder, sample.num_images, sample.scheduler, sample.num_inference_steps, sample.seed, sample.batch_size,
         sample.eta, progress, guidance_scale=scales,
+        prompts=_captions(data, recipe),
     )  # fmt: skip
     sampled = Features.of(
         extractor, images, model=folder.name, sampler=sample.scheduler,
@@ -58,6 +59,13 @@ def evaluate_model(
         **precision_and_recall(sampled, real),
         **_classes(sampled, real, data, recipe),
     }
+
+
+def _captions(data: Dataset, recipe: Recipe) -> tuple[str, ...] | None:
+    """Those of the held-out images that samples are compared with, in their order; None where none are used."""
+    if data.test.captions is None:
+        return None
+    return measure.chosen(data.test, recipe.sample.num_images, recipe.sample.seed).captions
 
 
 def _classes(sampled: Features, real: Features, data: Dataset, recipe: Recipe) -> dict[str, Any]:

@@ -24,10 +24,12 @@ from noisewise.workflow.machine import available_cores
 from noisewise.workflow.progress import Event, Sink
 from noisewise.workflow.provenance import provenance
 from noisewise.workflow.store import SCRATCH, StepSpec, Store
+from noisewise.workflow.texts import ROLE, told
 
 if TYPE_CHECKING:
     from noisewise.data.images import Dataset
     from noisewise.data.latents import LatentDataset
+    from noisewise.data.texts import Texts
 
 
 TRAININGS = ("train", "train_autoencoder")  # actions that several processes do together
@@ -48,6 +50,7 @@ class Runner:
     threads: int
     titles: Mapping[str, str] = field(default_factory=dict)  # of steps, by id, where names are not enough
     _latents: dict[str, LatentDataset] = field(default_factory=dict)  # by the step that encoded them
+    _texts: dict[str, tuple[Texts, Texts]] = field(default_factory=dict)  # the same
 
     def title(self, step: StepSpec) -> str:
         """What events call a step."""
@@ -69,6 +72,15 @@ class Runner:
             autoencoder = self.store.record(encode.inputs["autoencoder"]).result["fingerprint"]
             self._latents[encode.id] = load_latents(self.store.folder(encode), self.dataset, autoencoder)
         return self._latents[encode.id]
+
+    def texts(self, encode: StepSpec) -> tuple[Texts, Texts]:
+        """The captions of both splits that a step encoded, which must be those of these images."""
+        from noisewise.data.text_files import load_texts
+
+        if encode.id not in self._texts:
+            encoder = self.store.record(encode).result["fingerprint"]
+            self._texts[encode.id] = load_texts(self.store.folder(encode), self.dataset, encoder)
+        return self._texts[encode.id]
 
 
 @dataclass(frozen=True)
@@ -106,9 +118,10 @@ class Job:
         return dataset
 
     def learned(self) -> Dataset | LatentDataset:
-        """What networks learn: the images, or their latents."""
-        images = self.dataset()
-        return self.runner.latents(self.step.inputs["latents"]) if "latents" in self.step.inputs else images
+        """What networks learn: the images, or their latents; with the captions they are told."""
+        images, inputs = self.dataset(), self.step.inputs
+        found = self.runner.latents(inputs["latents"]) if "latents" in inputs else images
+        return told(found, inputs[ROLE], self.runner) if ROLE in inputs else found
 
     def update(self, done: int, total: int, text: str = "") -> None:
         self.runner.sink(Event(self.runner.title(self.step), "update", text, done, total))

@@ -34,6 +34,7 @@ from noisewise.workflow.recipe import Recipe
 from noisewise.workflow.rows import NEED_DECODERS
 from noisewise.workflow.settings import ExistingModel, ObjectiveSettings, ScheduleSettings
 from noisewise.workflow.store import StepSpec, Store
+from noisewise.workflow.texts import ROLE, TextStage, text_stage
 
 if TYPE_CHECKING:
     from noisewise.data.images import Dataset
@@ -60,6 +61,7 @@ class Foundation:
     features_checksum: str
     notes: list[str] = field(default_factory=list)
     latents: LatentStage | None = None  # where networks learn latents instead of pixels
+    text: TextStage | None = None  # where they are told captions
 
     @property
     def seen(self) -> DataInfo:
@@ -67,14 +69,18 @@ class Foundation:
         return self.data if self.latents is None else self.latents.seen
 
     @property
-    def latent_inputs(self) -> dict[str, StepSpec]:
-        """Input of every step that looks at what networks learn."""
-        return {} if self.latents is None else {"latents": self.latents.encode}
+    def learned_inputs(self) -> dict[str, StepSpec]:
+        """Inputs of every step that looks at what networks learn."""
+        return {**({} if self.latents is None else {"latents": self.latents.encode}), **self._text_inputs}
 
     @property
-    def decoder_inputs(self) -> dict[str, StepSpec]:
-        """Input of every step that makes images."""
-        return {} if self.latents is None else {"autoencoder": self.latents.autoencoder}
+    def image_inputs(self) -> dict[str, StepSpec]:
+        """Inputs of every step that makes images."""
+        return {**({} if self.latents is None else {"autoencoder": self.latents.autoencoder}), **self._text_inputs}
+
+    @property
+    def _text_inputs(self) -> dict[str, StepSpec]:
+        return {} if self.text is None else {ROLE: self.text.encode}
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -148,6 +154,7 @@ def lay_foundation(
         notes.extend([] if latents is None else check_denoiser(recipe, model, latents))
         check_fits(model, scheduler, seen, objective)
         check_null_class(recipe, model)
+    text = text_stage(recipe, data, model)
     sampler, visited = sampler_of(recipe, objective, latents is not None)
     if latents is not None:
         from noisewise.models.autoencoder import check_scheduler
@@ -157,7 +164,8 @@ def lay_foundation(
         _decoders(recipe, network, Plan.equal_width(objective.schedule, recipe.plan.groups), [])
     learned: Dataset | LatentDataset | None = dataset
     if latents is not None and recipe.plan.looks_at_data:
-        learned = latents_now(latents, recipe, store, data_required, say)
+        asked = text.encode if text is not None and recipe.plan.method == "intervals" else None  # by gradients
+        learned = latents_now(latents, recipe, store, data_required, say, asked)
     plan = make_plan(recipe, objective, visited, learned, cache=None if store is None else store.root, say=say)
     if dataset is not None:
         plan.check_data(seen.shape)
@@ -167,7 +175,7 @@ def lay_foundation(
     macs, parameters = _cost(model)
     return Foundation(
         data, objective, settings, network, macs, parameters, plan, decoders, sampler, calls,
-        _features_checksum(recipe), notes + plan.notes, latents,
+        _features_checksum(recipe), notes + plan.notes, latents, text,
     )  # fmt: skip
 
 
@@ -197,8 +205,9 @@ def _describe(recipe: Recipe, data: Dataset | None) -> DataInfo:
         assert size is not None  # unknown images without a size are refused
         return DataInfo(recipe.data.name or recipe.data.kind, getattr(recipe.data, "channels", 1), size, None, 0, 0, "")
     info = DataInfo(
-        data.name, data.channels, data.size, data.num_classes, len(data.train), len(data.test), data.fingerprint
-    )
+        data.name, data.channels, data.size, data.num_classes, len(data.train), len(data.test), data.fingerprint,
+        data.captions_sha256,
+    )  # fmt: skip
     if recipe.sample.num_images > min(info.num_train, info.num_test):
         raise SettingError(
             f"sample.num_images: {recipe.sample.num_images} given; at most {min(info.num_train, info.num_test)} are "

@@ -37,9 +37,9 @@ class Row:
     def training(self) -> list[StepSpec]:
         """Every step whose work went into the network; what only set its cost (`match`) or its `shape` did not.
 
-        Nor does what made its `latents`, which all networks of a run share.
+        Nor does what made its `latents` and encoded the `text`, which all networks of a run share.
         """
-        return closure([self.model], but=("match", "shape", "latents"))
+        return closure([self.model], but=("match", "shape", "latents", "text"))
 
 
 @dataclass(frozen=True, eq=False)

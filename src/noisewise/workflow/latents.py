@@ -211,23 +211,34 @@ def check_denoiser(recipe: Recipe, model: Any, stage: LatentStage) -> list[str]:
 
 
 def latents_now(
-    stage: LatentStage, recipe: Recipe, store: Store | None, may_work: bool, say: Callable[[str], None] | None
+    stage: LatentStage,
+    recipe: Recipe,
+    store: Store | None,
+    may_work: bool,
+    say: Callable[[str], None] | None,
+    text: StepSpec | None = None,
 ) -> LatentDataset:
-    """The latents of a recipe whose plan looks at them: its first steps are done now, unless they are done already."""
-    from noisewise.workflow.executor import Runner, default_threads, follow, run_serial
+    """The latents of a recipe whose plan looks at them: its first steps are done now, unless they are done already.
 
-    steps = closure([stage.encode])
+    Args:
+        text: the step that encodes captions, where the plan looks at networks that are told them.
+    """
+    from noisewise.workflow.executor import Runner, default_threads, follow, run_serial
+    from noisewise.workflow.texts import told
+
+    steps = closure([stage.encode, *([] if text is None else [text])])
     missing = [] if store is None else [step for step in steps if not store.is_done(step)]
     if store is None or (missing and not may_work):
         raise SettingError(
-            f"plan.method: {recipe.plan.method} looks at latents, which `noisewise run RECIPE --only encode` makes; "
-            "do that first"
+            f"plan.method: {recipe.plan.method} looks at latents, which `noisewise run RECIPE --only encode` makes"
+            f"{' (and encode-text)' if text is not None else ''}; do that first"
         )
     runner = Runner(store, lambda event: None, recipe.data, default_threads(1))
     if missing and say is not None:
         say(f"plan: {recipe.plan.method} looks at latents, so first: {', '.join(step.name for step in missing)}")
     (run_serial if process_rank() == 0 else follow)(steps, runner)
-    return runner.latents(stage.encode)
+    found = runner.latents(stage.encode)
+    return found if text is None else told(found, text, runner)
 
 
 # ---- results

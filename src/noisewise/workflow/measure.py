@@ -19,7 +19,8 @@ from noisewise.schedule import NoiseSchedule
 from noisewise.streams import stream
 from noisewise.workflow.conditioning import GUIDANCE, guidance_of, guided_routes
 from noisewise.workflow.machine import device
-from noisewise.workflow.store import StepSpec, Store, closure
+from noisewise.workflow.making import making
+from noisewise.workflow.store import StepSpec, closure
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -119,8 +120,8 @@ def sample(job: Job) -> Result:
         num_steps = steps_at(model, settings, job.result_of("match")["macs_per_image"])
     total = settings["sample"]["num_images"]
     started = time.perf_counter()
-    decode = decoder_of(job.step, job.store)
-    images = draw_images(model, settings, total, num_steps, lambda done: job.update(int(done), total), decode)
+    made = making(job.step, job.runner)
+    images = draw_images(model, settings, total, num_steps, lambda done: job.update(int(done), total), **made)
     seconds = time.perf_counter() - started
     _save_array(job.workspace / IMAGES, images)
     write_atomic(job.workspace / GRID, png_grid(images, settings["num_classes"]))
@@ -128,26 +129,16 @@ def sample(job: Job) -> Result:
 
 
 def _model_to_sample(job: Job) -> ModelMixin:
-    folder = job.input("model")
-    if "snapshot" in job.settings:
-        folder = folder / f"snapshot-{job.settings['snapshot']}"
+    snapshot = job.settings.get("snapshot")
+    folder = job.input("model") / ("" if snapshot is None else f"snapshot-{snapshot}")
     model, _ = load_denoiser(folder / "model")
     return model.to(device()).eval()
 
 
-def decoder_of(sampled: StepSpec, store: Store) -> Any:
-    """What turns a sampling step's latents into images; None where its network makes images."""
-    from noisewise.workflow.latent_steps import AUTOENCODER, decoder
-
-    source = sampled.inputs.get("autoencoder")
-    if source is None:
-        return None
-    return decoder(store.folder(source) / AUTOENCODER, sampled.settings["decode_batch"])
-
-
 def draw_images(
-    model: ModelMixin, settings: Any, num_images: int, num_steps: int, progress: Any = None, decode: Any = None
-) -> np.ndarray:
+    model: ModelMixin, settings: Any, num_images: int, num_steps: int, progress: Any = None, decode: Any = None,
+    **told: Any,
+) -> np.ndarray:  # fmt: skip
     """[num_images, C, H, W] uint8; image i has the stream (sample.seed, i), whatever the batch."""
     from noisewise.sampling.sampler import sample_images
 
@@ -167,6 +158,7 @@ def draw_images(
         device=device(),
         progress=progress,
         decode=decode,
+        **told,
     ).numpy()
 
 
@@ -223,9 +215,14 @@ def reference(job: Job) -> Result:
 
 def chosen(images: Images, num_images: int, seed: int) -> Images:
     """Some images of a split, the same for everyone who names the same seed."""
+    return images.subset(order_of(len(images), seed)[:num_images])
+
+
+def order_of(num_images: int, seed: int) -> Any:
+    """[num_images] int64, the order in which a split's images are chosen."""
     import torch
 
-    return images.subset(torch.randperm(len(images), generator=stream(seed, "reference"))[:num_images])
+    return torch.randperm(num_images, generator=stream(seed, "reference"))
 
 
 def evaluate(job: Job) -> Result:
@@ -335,11 +332,11 @@ def timing(job: Job) -> Result:
         num_steps = sampled["num_inference_steps"]
         if "whole_calls" in sampled:
             model = DeepCache(model, sampled["whole_calls"])
-        decode = decoder_of(job.step.inputs[f"sample[{row}]"], job.store)
+        made = making(job.step.inputs[f"sample[{row}]"], job.runner)
 
         def run() -> None:
             nonlocal done
-            draw_images(model, settings, num_images, num_steps, decode=decode)
+            draw_images(model, settings, num_images, num_steps, **made)
             done += 1
             job.update(done, total, row)
 

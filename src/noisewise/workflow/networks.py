@@ -43,6 +43,7 @@ class DataInfo:
     num_train: int
     num_test: int
     fingerprint: str
+    captions: str = ""  # sha256 of all captions; empty where none are used
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -251,11 +252,6 @@ def check_fits(model: ModelMixin, scheduler: Any, data: DataInfo, objective: Obj
     from noisewise.models.networks import describe
 
     network = describe(model)
-    if network.conditions:
-        raise SettingError(
-            f"model.from: a {network.name} is told {' and '.join(network.conditions)} of every image, which a recipe's "
-            "data does not have; `noisewise prune` cuts it, and noisewise.training trains it from Python"
-        )
     if network.in_channels(model) != data.channels:
         raise SettingError(
             f"model.from: the network takes images of {network.in_channels(model)} channels, the data has "

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from noisewise.evaluation.cost import TRAINING_FACTOR
-from noisewise.workflow import provenance
+from noisewise.workflow import provenance, texts
 from noisewise.workflow.executor import TRAININGS
 from noisewise.workflow.graph import Graph, Row
 from noisewise.workflow.latents import doubts, facts_of
@@ -32,10 +32,7 @@ def collect(graph: Graph, store: Store, cached: Mapping[str, bool]) -> dict[str,
     own = next(row for row in graph.rows if row.id == graph.recipe.method)
     costs = _group_costs(graph, store, own)
     reference = store.record(graph.reference).result
-    reconstruction, latents = graph.reconstruction, graph.base.latents
-    learned = (
-        {} if reconstruction is None or latents is None else {"autoencoder": facts_of(latents, reconstruction, store)}
-    )
+    learned = _learned(graph, store)
     flags = {flag for row in graph.rows for flag in store.record(row.evaluate).result["frechet"]["flags"]}
     return {
         "format": FORMAT,
@@ -77,11 +74,28 @@ def collect(graph: Graph, store: Store, cached: Mapping[str, bool]) -> dict[str,
             {"step": step.name, "seconds": store.record(step).seconds, "cached": cached.get(step.name, True)}
             for step in graph.steps
         ],
-        "warnings": [*graph.base.notes, *doubts(learned), *sorted(flags), *fallbacks(store, _prunings(own))],
+        "warnings": [
+            *graph.base.notes,
+            *doubts(learned),
+            *texts.doubts(learned),
+            *sorted(flags),
+            *fallbacks(store, _prunings(own)),
+        ],
         **learned,
         "real_samples": "samples/real.png",
         "model": own.model.id,
     }
+
+
+def _learned(graph: Graph, store: Store) -> dict[str, Any]:
+    """What networks learn in place of pixels, and the captions they are told, where they are."""
+    reconstruction, latents, text = graph.reconstruction, graph.base.latents, graph.base.text
+    found = {}
+    if reconstruction is not None and latents is not None:
+        found["autoencoder"] = facts_of(latents, reconstruction, store)
+    if text is not None:
+        found["captions"] = texts.facts_of(text, store)
+    return found
 
 
 def _row(graph: Graph, row: Row, store: Store) -> dict[str, Any]:

@@ -91,7 +91,7 @@ class Stages:
         groups = [self.base.plan.groups[group] for group in self.base.trained_groups if self.base.is_pruned(group)]
         macs = sum(self.base.prune_macs(t.recipe, group.num_timesteps) for group in groups)
         return t.once(
-            StepSpec("decoders", "decoders", settings, {"source": t.stage_1(), **self.base.latent_inputs}, macs=macs)
+            StepSpec("decoders", "decoders", settings, {"source": t.stage_1(), **self.base.learned_inputs}, macs=macs)
         )
 
     def shapes(self) -> dict[str, StepSpec]:
@@ -132,5 +132,5 @@ class Stages:
             "evaluate": t.recipe.evaluate.model_dump(mode="json", include={"num_loss_images", "num_threads"}),
         }
         return t.once(
-            StepSpec(f"pick[{row_id}.{group}]", "pick", settings, {"source": training, **self.base.latent_inputs})
+            StepSpec(f"pick[{row_id}.{group}]", "pick", settings, {"source": training, **self.base.learned_inputs})
         )

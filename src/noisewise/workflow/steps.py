@@ -17,7 +17,7 @@ from noisewise.planning.plan import Plan
 from noisewise.pruning.time_budget import Budget
 from noisewise.schedule import NoiseSchedule
 from noisewise.streams import seed_of
-from noisewise.workflow import covering, decoders, measure, merging
+from noisewise.workflow import covering, decoders, measure, merging, texts
 from noisewise.workflow import latent_steps as latents
 from noisewise.workflow import stage_steps as stages
 from noisewise.workflow.conditioning import guidance_of, guided_routes
@@ -271,6 +271,7 @@ ACTIONS: dict[str, Callable[[Job], Result]] = {
     "take_autoencoder": latents.take,
     "train_autoencoder": latents.train,
     "encode": latents.encode,
+    "encode_text": texts.encode,
     "reconstruction": latents.reconstruction,
     "take": take,
     "untrained": untrained,

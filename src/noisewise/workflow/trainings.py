@@ -56,7 +56,7 @@ class Trainings:
         **more: Any,
     ) -> StepSpec:
         """A training, of ``source``'s network or of a new one (``more``: network, shape, teacher, ranges, ...)."""
-        inputs = {**({"source": source} if source else {}), **self.base.latent_inputs}
+        inputs = {**({"source": source} if source else {}), **self.base.learned_inputs}
         for role in ("teacher", "shape"):
             if step := more.pop(role, None):
                 inputs[role] = step
@@ -121,7 +121,7 @@ class Trainings:
         if source.action == "untrained":  # it has nothing that could be recovered
             prune = prune.model_copy(update={"recovery": "none"})
         settings = {"prune": prune, **self.learning(timesteps, ("prune", label)), "budget": budget}
-        inputs = {"source": source, **({"match": match} if match else {}), **self.base.latent_inputs}
+        inputs = {"source": source, **({"match": match} if match else {}), **self.base.learned_inputs}
         groups = self.base.plan.groups
         levels = self.base.schedule.num_train_timesteps if group is None else groups[group].num_timesteps
         macs = self.base.prune_macs(self.recipe, levels)
@@ -202,7 +202,7 @@ class Trainings:
             "merge",
             "merge",
             {"merge": settings, **self.learning(None, ("merge",)), "plan": self.base.plan_facts},
-            {"base": self.stage_1(), **experts, **self.base.latent_inputs},
+            {"base": self.stage_1(), **experts, **self.base.learned_inputs},
             macs=float(passes * self.base.macs),
         )
         return self.once(step)
@@ -216,4 +216,4 @@ class Trainings:
             **self.learning(None, ("test loss",)),
             "plan": self.base.plan_facts,
         }
-        return self.once(StepSpec(f"loss[{name}]", "loss", settings, {"model": model, **self.base.latent_inputs}))
+        return self.once(StepSpec(f"loss[{name}]", "loss", settings, {"model": model, **self.base.learned_inputs}))

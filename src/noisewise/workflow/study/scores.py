@@ -68,7 +68,7 @@ def _steps(arm: Arm, graph: Graph) -> Mapping[str, StepSpec]:
         "schemes",
         "schemes",
         bank.settings,
-        {"source": t.stage_1(), "bank": bank, **graph.base.latent_inputs},
+        {"source": t.stage_1(), "bank": bank, **graph.base.learned_inputs},
         macs=6 * _score_macs(graph),
     )
     found = {"schemes": schemes}
@@ -110,7 +110,7 @@ def _probe(t: Trainings, schemes: StepSpec, scheme: int, macs: float) -> StepSpe
         f"probe[scheme {scheme}]",
         "probe",
         settings,
-        {"schemes": schemes, **t.base.latent_inputs},
+        {"schemes": schemes, **t.base.learned_inputs},
         num_images=images,
         macs=3 * macs * images,
     )
