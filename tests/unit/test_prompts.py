@@ -18,10 +18,14 @@ from unet_zoo import build as build_unet2d
 
 from noisewise import ExpertDenoiser, NoiseSchedule, Plan
 from noisewise.cli import main
+from noisewise.data.load import load_data
 from noisewise.errors import SettingError
-from noisewise.models.loading import save_pipeline
+from noisewise.models.loading import load_denoiser, save_pipeline
+from noisewise.models.text import TextEncoder
 from noisewise.streams import stream
+from noisewise.workflow.looking import as_learned
 from noisewise.workflow.prompts import grid_columns, read_prompts
+from noisewise.workflow.recipe import load_recipe
 from noisewise.workflow.single import images_of
 
 PROMPTS = ("a cat", "two dogs")
@@ -171,3 +175,84 @@ def test_options_that_exclude_each_other(
     ):
         assert main([*common, *more]) == 2
         assert message in capsys.readouterr().err
+
+
+# ---- what the other commands do with such pipelines
+
+
+RECIPE = """
+name: captioned
+data: {kind: folder, folder: FOLDER, image_size: 16, caption_column: text}
+method: tdc
+model: {from: PIPELINE}
+base: {num_images: 8, batch_size: 4}
+finetune: {num_images: 8}
+sample: {num_images: 4, num_inference_steps: 3, scheduler: ddim}
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Coloured images with captions of their colour."""
+    root = tmp_path_factory.mktemp("captioned")
+    photos = root / "photos"
+    photos.mkdir()
+    names, noise = ("red", "green", "blue"), np.random.default_rng(0)
+    rows = ["file_name,text"]
+    for i in range(24):
+        pixels = noise.integers(0, 60, (16, 16, 3), dtype=np.uint8)
+        pixels[..., i % 3] += 180
+        Image.fromarray(pixels).save(photos / f"{i}.png")
+        rows.append(f"{i}.png,{names[i % 3]}")
+    (photos / "metadata.csv").write_text("\n".join(rows) + "\n")
+    path = root / "recipe.yaml"
+    path.write_text(RECIPE.replace("FOLDER", str(photos)).replace("PIPELINE", str(folders["stock"])))
+    return path
+
+
+def test_pruning_looks_at_images_with_their_captions(folders: dict[str, Path], recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "small"
+    common = ["prune", str(folders["stock"]), "--budget", "0.7", "--importance", "taylor", "--recipe", str(recipe)]
+    assert main([*common, "--timesteps", "100", "110", "--out", str(out)]) == 0
+
+    pipe = DiffusionPipeline.from_pretrained(out)
+    assert type(pipe) is type(stable_diffusion())
+    shares = sum(p.numel() for p in pipe.unet.parameters()) / sum(p.numel() for p in denoiser().parameters())
+    assert shares < 0.9
+    assert drawn(out).shape == (4, 3, 16, 16)
+
+
+def test_importances_depend_on_the_captions(folders: dict[str, Path], recipe: Path) -> None:
+    settings = load_recipe(recipe)
+    images, source = load_data(settings.data).train, folders["stock"]
+    model, _ = load_denoiser(source)
+    seen = as_learned(source, model, images)
+    x, told = seen.batch(torch.tensor([5, 0]))
+    encoder = TextEncoder.from_pretrained(source)
+    assert images.captions is not None
+    expected = encoder.encode([images.captions[5], images.captions[0]])["encoder_hidden_states"]
+    torch.testing.assert_close(told["encoder_hidden_states"], expected)
+    assert x.shape == (2, 4, 8, 8)
+    assert len(seen) == len(images)
+    again, told = seen.batch(slice(0, 3))
+    assert len(again) == len(told["encoder_hidden_states"]) == 3
+    torch.testing.assert_close(again[0], x[1])
+
+
+def test_images_without_captions_do_not_score_such_a_network(
+    folders: dict[str, Path], recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(folder: Path, *more: str) -> str:
+        common = ["prune", str(folder), "--budget", "0.7", "--importance", "taylor", "--recipe", str(recipe)]
+        assert main([*common, "--out", str(tmp_path / "out"), *more]) == 2
+        error: str = capsys.readouterr().err
+        assert error.count("\n") == 1
+        return error
+
+    plain = "--set", "data.caption_column=null"
+    missing = refused(folders["stock"], *plain)
+    assert "data.caption_column: missing; the network in" in missing
+    assert "--set data.caption_column=text" in missing
+    assert "there is no text encoder; give the folder of a whole pipeline" in refused(folders["stock"] / "unet")
+    assert "takes no text; leave it out" in refused(folders["pixels"])
+    assert not (tmp_path / "out").exists()

@@ -47,7 +47,7 @@ def told_prompts(folder: Path, model: Any, prompts: Sequence[str] | None) -> dic
     """
     from noisewise.models.text import TextEncoder, reads_text
 
-    needed = _text_arguments(model)
+    needed = text_arguments(model)
     if prompts is None and not needed:
         return {}
     if not reads_text(folder):
@@ -56,14 +56,15 @@ def told_prompts(folder: Path, model: Any, prompts: Sequence[str] | None) -> dic
         raise SettingError(f"{SETTING}: {len(prompts)} given; the pipeline in {folder} has no text encoder")
     if prompts is None:
         raise SettingError(
-            f'{SETTING}: missing; the pipeline in {folder} makes images of text, e.g. --prompts "a cat" "a dog"'
+            f'{SETTING}: missing; the pipeline in {folder} makes images of text (--prompts "a cat" "a dog"; in a '
+            "recipe data.caption_column)"
         )
     if not needed:
         raise SettingError(f"{SETTING}: {len(prompts)} given; the network in {folder} takes no text")
     if not prompts:
         raise SettingError(f"{SETTING}: none given; one or more are needed")
     encoder = TextEncoder.from_pretrained(folder)
-    encoder.check_denoiser(_single(model).config)
+    encoder.check_denoiser(single_network(model).config)
     _warn_of_long(encoder, prompts)
     encoder.to(device())
     return {
@@ -72,7 +73,7 @@ def told_prompts(folder: Path, model: Any, prompts: Sequence[str] | None) -> dic
     }
 
 
-def _text_arguments(model: Any) -> str:
+def text_arguments(model: Any) -> str:
     """Which of forward's arguments hold text; empty for networks of images alone."""
     from noisewise.models.networks import known_network
 
@@ -80,7 +81,7 @@ def _text_arguments(model: Any) -> str:
     return "" if network is None else " and ".join(network.conditions)
 
 
-def _single(model: Any) -> Any:
+def single_network(model: Any) -> Any:
     """The network, or the first of a router's."""
     return next((expert for expert in getattr(model, "experts", ()) if expert is not None), model)
 

@@ -27,6 +27,7 @@ from noisewise.schedule import NoiseSchedule
 from noisewise.workflow import measure
 from noisewise.workflow.explain import explain
 from noisewise.workflow.foundation import make_schedule
+from noisewise.workflow.looking import as_learned
 from noisewise.workflow.machine import device
 from noisewise.workflow.networks import make_objective
 from noisewise.workflow.plan_settings import PlanSettings, Section
@@ -121,7 +122,7 @@ def prune_model(
     model, scheduler = load_denoiser(folder)
     needed = _looked_at(importance, recipe, timesteps, scheduler, proposer is not None)
     if "images" in needed:
-        needed["images"] = as_learned(source, needed["images"])
+        needed["images"] = as_learned(source, model, needed["images"])
     model = model.to(device())
     names = ("recovery", "num_recovery_images")
     recovery = {} if recipe is None else {name: getattr(recipe.prune, name) for name in names}
@@ -171,27 +172,6 @@ def _save_like(source: Path, small: Any, scheduler: Any, folder: Path) -> None:
         save_in_place_of(small, source, folder)
     else:
         save_pipeline(small, scheduler, folder)
-
-
-def as_learned(source: Path, images: Any, batch_size: int | None = None) -> Any:
-    """Images as the network in ``source`` sees them: a latent pipeline's are encoded when looked at.
-
-    Args:
-        batch_size: images encoded at once; None: all that are looked at.
-    """
-    from noisewise.data.latents import EncodedOnDemand
-    from noisewise.models.autoencoder import is_latent_pipeline
-    from noisewise.workflow.latent_steps import load
-
-    if not is_latent_pipeline(source):
-        return images
-    autoencoder = load(source)
-    if images.channels != autoencoder.in_channels:
-        raise SettingError(
-            f"data: images of {images.channels} channels, the autoencoder in {source} takes {autoencoder.in_channels}"
-        )
-    autoencoder.latent_shape(images.size)  # refuses what it cannot halve
-    return EncodedOnDemand(images, autoencoder.encode, batch_size)
 
 
 def _looked_at(

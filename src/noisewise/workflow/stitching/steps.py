@@ -12,9 +12,10 @@ from noisewise.models.stitch import stitch
 from noisewise.planning.plan import Plan
 from noisewise.schedule import NoiseSchedule
 from noisewise.workflow import measure
+from noisewise.workflow.looking import as_learned
 from noisewise.workflow.machine import device
 from noisewise.workflow.networks import make_objective
-from noisewise.workflow.single import DECODE_BATCH, as_learned, latent_decoder
+from noisewise.workflow.single import DECODE_BATCH, latent_decoder
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -40,7 +41,7 @@ def stitch_loss(job: Job) -> Result:
     objective = make_objective(settings["objective"], schedule)
     plan = Plan.from_bounds(schedule, settings["bounds"])
     model = load(settings["network"]).to(device()).eval()
-    images = as_learned(Path(settings["network"]["from"]), job.dataset().test, DECODE_BATCH)
+    images = as_learned(Path(settings["network"]["from"]), model, job.dataset().test, DECODE_BATCH)
     num_images = settings["evaluate"]["num_loss_images"]
     losses = []
     for group in plan.groups:
