@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from whole_commands import run, weights
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "digits.yaml"
 SMALL = {
@@ -35,19 +36,6 @@ ROWS = {"base-continued", "base-fewer-steps", "unpruned", "uniform", "tdc"}
 def command(runs: Path, *words: str, **changes: str) -> list[str]:
     sets = [word for name, value in {**SMALL, **changes}.items() for word in ("--set", f"{name}={value}")]
     return [sys.executable, "-m", "noisewise", "run", str(RECIPE), "--runs", str(runs), *sets, *words]
-
-
-def run(words: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, capture_output=True, text=True, timeout=600, **options)
-
-
-def weights(runs: Path) -> dict[str, str]:
-    """Checksum of every network in the store, by step's folder."""
-    found = {}
-    for record in (runs / "store").glob("*/artefact.json"):
-        files = json.loads(record.read_text())["files"]
-        found |= {f"{record.parent.name}/{name}": file["sha256"] for name, file in files.items() if "model/" in name}
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +109,7 @@ def test_killed_run_resumes_to_the_same_weights(runs: Path, tmp_path: Path) -> N
     assert weights(tmp_path) == weights(runs)
 
 
-def wait_for(runs: Path, pattern: str, process: subprocess.Popen[Any], seconds: float = 300) -> None:
+def wait_for(runs: Path, pattern: str, process: subprocess.Popen[Any], seconds: float = 1_200) -> None:
     deadline = time.monotonic() + seconds
     while not list((runs / "store").glob(pattern)):
         assert process.poll() is None, "the run ended before it could be killed"

@@ -12,11 +12,9 @@ from typing import Any
 import pytest
 import torch
 import xllamacpp
-from diffusers import UNet2DModel
+from llm_search import small_search
 
-from noisewise import NoiseSchedule, count_macs
-from noisewise.models.networks import describe
-from noisewise.objectives import Objective
+from noisewise import count_macs
 from noisewise.pruning.llm import proposer as proposer_module
 from noisewise.pruning.llm.ladder import Dialect
 from noisewise.pruning.llm.settings import LlmSettings
@@ -44,33 +42,13 @@ def server() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def setup() -> dict[str, Any]:
-    torch.manual_seed(0)
-    model = UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(16,),
-        layers_per_block=1,
-        norm_num_groups=8,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-    )
-    return {
-        "model": model,
-        "example_inputs": describe(model).example_inputs(model),
-        "budget": 0.6,
-        "objective": Objective(NoiseSchedule.named("linear", 100)),
-        "images": torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1,
-        "timesteps": (20, 60),
-        "timestep_stride": 10,
-        "importance": "taylor",
-        "group": 1,
-    }
+    images = torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    return {**small_search(), "images": images, "timestep_stride": 10, "importance": "taylor"}
 
 
 def settings(server: str, **more: Any) -> LlmSettings:
     small = {"rounds": 2, "candidates": 2, "num_score_images": 32, "attempts": 2, "alignment": 1}
-    limits = {"max_prompt_tokens": 1600, "max_reply_tokens": 300, "max_requests": 5, "timeout_seconds": 60.0}
+    limits = {"max_prompt_tokens": 1600, "max_reply_tokens": 300, "max_requests": 5, "timeout_seconds": 600.0}
     return LlmSettings(**{"base_url": server, "model": MODEL, **small, **limits, **more})
 
 

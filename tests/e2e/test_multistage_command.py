@@ -7,9 +7,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
+from whole_commands import run, weights
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "multistage-digits.yaml"
 SMALL = {
@@ -28,19 +28,6 @@ SMALL = {
 def command(what: str, runs: Path, *words: str, **changes: str) -> list[str]:
     sets = [word for name, value in {**SMALL, **changes}.items() for word in ("--set", f"{name}={value}")]
     return [sys.executable, "-m", "noisewise", what, str(RECIPE), "--runs", str(runs), *sets, *words]
-
-
-def run(words: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, capture_output=True, text=True, timeout=600, **options)
-
-
-def weights(runs: Path) -> dict[str, str]:
-    """Checksum of every network in the store, by step's folder."""
-    found = {}
-    for record in (runs / "store").glob("*/artefact.json"):
-        files = json.loads(record.read_text())["files"]
-        found |= {f"{record.parent.name}/{name}": file["sha256"] for name, file in files.items() if "model/" in name}
-    return found
 
 
 @pytest.fixture(scope="module")

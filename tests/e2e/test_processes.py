@@ -28,7 +28,7 @@ def test_two_processes_finish_one_run(tmp_path: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m"]
     done = subprocess.run(
         [*launcher, "noisewise", "run", str(RECIPE), "--runs", str(tmp_path), *sets],
-        capture_output=True, text=True, timeout=300,
+        capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.rstrip().endswith("report.html")

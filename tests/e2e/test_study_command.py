@@ -82,7 +82,7 @@ def test_dry_run_then_killed_then_resumed_by_two_processes(recipe: Path, tmp_pat
     assert "5 arms x 1 seed = 5 cells" in dry.stdout
     assert not runs.exists()
     process = subprocess.Popen(command(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 1_200
     while not list(runs.glob("store/base-*/artefact.json")) and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.1)

@@ -81,7 +81,7 @@ def test_a_pipeline_of_latents_by_its_name_brings_its_autoencoder(tmp_path: Path
         }  # fmt: skip
         words = [sys.executable, "-c", USE, json.dumps(RECIPE)]
         done = subprocess.run(
-            words, capture_output=True, text=True, env={**os.environ, **settings}, timeout=300, cwd=tmp_path
+            words, capture_output=True, text=True, env={**os.environ, **settings}, timeout=900, cwd=tmp_path
         )
         assert done.returncode == 0, done.stderr
         assert server.unknown == []

@@ -80,7 +80,7 @@ def test_push_to_hub_works_as_for_any_diffusers_model(tmp_path: Path) -> None:
             "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1",
         }  # fmt: skip
         words = [sys.executable, "-c", PUSH, str(source)]
-        done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, **settings}, timeout=300)
+        done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, **settings}, timeout=900)
         assert done.returncode == 0, done.stderr
         assert server.unknown == []
         assert server.tokens == {"Bearer hf_test"}
