@@ -15,11 +15,12 @@ timeout --signal=INT --kill-after=30 "$limit" "$python" -m noisewise "$command" 
 code=$?
 mkdir -p "$results" runs/gpu
 (cd runs/gpu && find . -path ./store -prune -o \
-    \( -name '*.json' -o -name '*.html' -o -name '*.md' -o -name '*.csv' -o -name 'metrics.jsonl' \) -print) |
+    \( -name '*.json' -o -name '*.html' -o -name '*.md' -o -name '*.csv' -o -name '*.svg' -o -name 'metrics.jsonl' \) -print) |
     while read -r file; do mkdir -p "$results/$(dirname "$file")" && cp "runs/gpu/$file" "$results/$file"; done
 if [ "$code" -eq 124 ] || [ "$code" -eq 130 ]; then
     folder=runs/gpu/$(basename "$1" .yaml)
     [ -f "$folder/recipe.yaml" ] && "$python" -m noisewise status "$folder"
+    [ "$command" = study ] && "$python" -m noisewise study "$@" --runs runs/gpu "${data[@]}" --dry-run | grep ' cached; '
     echo "stopped at the limit; the same command goes on" && exit 0
 fi
 exit "$code"
