@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from latent_folders import vq_f4
+from text_zoo import denoiser, saved, stable_diffusion
 
 from noisewise.errors import SettingError
 from noisewise.models.paper import PAPER_NETWORKS
@@ -14,6 +15,7 @@ from noisewise.workflow.builder import build_graph
 from noisewise.workflow.latent_settings import ExistingAutoencoder
 from noisewise.workflow.networks import meta_unet2d
 from noisewise.workflow.recipe import load_recipe
+from noisewise.workflow.settings import ExistingModel
 from noisewise.workflow.steps import cost_of
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -28,7 +30,7 @@ ROWS = {
 
 @pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_recipe_can_be_planned_without_its_data(path: Path, tmp_path: Path) -> None:
-    recipe = load_recipe(path, _autoencoder(path, tmp_path))
+    recipe = load_recipe(path, _existing(path, tmp_path))
     if recipe.plan.looks_at_data and recipe.data.kind != "sklearn-digits":
         with pytest.raises(SettingError, match=r"looks at the training images, which cannot be read \(data\."):
             build_graph(recipe, data_required=False)
@@ -39,10 +41,13 @@ def test_recipe_can_be_planned_without_its_data(path: Path, tmp_path: Path) -> N
     assert {row.id for row in graph.rows} >= ROWS[recipe.method]
 
 
-def _autoencoder(path: Path, folder: Path) -> list[str]:
-    """What a recipe with an existing autoencoder needs to be told of: its folder."""
-    existing = isinstance(load_recipe(path).autoencoder, ExistingAutoencoder)
-    return [f"autoencoder.from={vq_f4(folder)}"] if existing else []
+def _existing(path: Path, folder: Path) -> list[str]:
+    """What a recipe with an existing autoencoder or pipeline needs to be told of: its folder."""
+    recipe = load_recipe(path)
+    if isinstance(recipe.model, ExistingModel):
+        size = (recipe.data.image_size or 0) // 2  # of latents, as the small pipeline's autoencoder makes them
+        return [f"model.from={saved(stable_diffusion(unet=denoiser(sample_size=size)), folder)}"]
+    return [f"autoencoder.from={vq_f4(folder)}"] if isinstance(recipe.autoencoder, ExistingAutoencoder) else []
 
 
 # GMACs of one network and of each group's way, parameters of all; arXiv:2312.09181, section 4, attention counted
@@ -56,7 +61,7 @@ MULTI_STAGE = {
 @pytest.mark.parametrize("name", MULTI_STAGE)
 def test_multi_stage_recipes_have_the_papers_networks_and_bounds(name: str, tmp_path: Path) -> None:
     path = RECIPES / "paper" / f"{name}.yaml"
-    graph = build_graph(load_recipe(path, _autoencoder(path, tmp_path)), data_required=False)
+    graph = build_graph(load_recipe(path, _existing(path, tmp_path)), data_required=False)
     one, ways, parameters = MULTI_STAGE[name]
     decoders = graph.base.decoders
     assert decoders is not None

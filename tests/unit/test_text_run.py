@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
 from text_zoo import LENGTH, denoiser, saved, stable_diffusion, stable_diffusion_xl, text_encoder
 
@@ -17,12 +17,12 @@ from noisewise import ExpertDenoiser
 from noisewise.errors import SettingError
 from noisewise.report import write_report
 from noisewise.workflow.builder import build_graph
-from noisewise.workflow.executor import Runner
+from noisewise.workflow.executor import Runner, run_serial
 from noisewise.workflow.graph import Graph
 from noisewise.workflow.progress import Event
 from noisewise.workflow.recipe import check_recipe
-from noisewise.workflow.run import open_graph, run_recipe
-from noisewise.workflow.store import Store
+from noisewise.workflow.run import open_graph, run_recipe, write_pipeline
+from noisewise.workflow.store import Store, closure
 from noisewise.workflow.texts import telling
 
 WORDS = ("red", "green", "blue", "grey")
@@ -231,11 +231,15 @@ def test_two_text_encoders(places: dict[str, Path], tmp_path: Path) -> None:
     changed = {**places, "pipeline": saved(stable_diffusion_xl(), tmp_path / "pipeline"), "runs": tmp_path}
     recipe = check_recipe(raw(changed, compare=[], finetune={"num_images": 16}, base={"num_images": 0}))
     found, store = open_graph(recipe, tmp_path)
-    run_recipe(found, store, tmp_path, quiet)
+    row, runner = found.rows[-1], Runner(store, quiet, recipe.data, 1)
+    run_serial(closure([row.sample]), runner)  # all but what measures
+    write_pipeline(row.model, row.sample, store, tmp_path / "written", found.base.network["from"])
 
-    texts, _ = Runner(store, quiet, recipe.data, 1).texts(found.step("encode-text"))
+    texts, _ = runner.texts(found.step("encode-text"))
     assert texts.at(torch.tensor([0]))["added_cond_kwargs"]["time_ids"].tolist() == [[16, 16, 0, 0, 16, 16]]
     assert not texts.of_none()["encoder_hidden_states"].any()
-    pipe = DiffusionPipeline.from_pretrained(tmp_path / "text" / "pipeline")
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "written")
+    assert isinstance(pipe, StableDiffusionXLPipeline)
+    assert isinstance(pipe.unet, ExpertDenoiser)
     pipe.set_progress_bar_config(disable=True)
     assert pipe("a red", num_inference_steps=2, output_type="np").images.shape == (1, 16, 16, 3)

@@ -101,7 +101,7 @@ def _put(file: MappedFile, name: str, where: slice, values: torch.Tensor, first:
     if values.isfinite().all():
         raise SettingError(f"conditioning.dtype: {name} reaches {values.abs().max():.4g}, beyond {dtype}; use bfloat16")
     raise SettingError(
-        f"conditioning.text_encoder: {name} of captions from {first!r} on is not finite; its weights may be damaged"
+        f"model.text_encoder: {name} of captions from {first!r} on is not finite; its weights may be damaged"
     )
 
 

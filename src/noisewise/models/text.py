@@ -11,7 +11,8 @@ Shapes: B = captions, L = tokens, D = width of the text, P = width of the pooled
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,13 +162,13 @@ class TextEncoder:
         for width in asked if isinstance(asked, list | tuple) else [asked]:
             if width != self.width:
                 raise SettingError(
-                    f"conditioning.text_encoder: its text has width {self.width}, the denoiser reads one of width "
+                    f"model.text_encoder: its text has width {self.width}, the denoiser reads one of width "
                     f"{width} (cross_attention_dim); they are not made for each other"
                 )
         wants_pooled = config.get("addition_embed_type") == "text_time"
         if wants_pooled != (self.pooled_width is not None):
             raise SettingError(
-                f"conditioning.text_encoder: the denoiser is {'' if wants_pooled else 'not '}told a pooled text and "
+                f"model.text_encoder: the denoiser is {'' if wants_pooled else 'not '}told a pooled text and "
                 f"the image's size, and there {'is one text encoder' if wants_pooled else 'are two text encoders'}; "
                 "they are not made for each other"
             )
@@ -176,8 +177,7 @@ class TextEncoder:
         pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
         if pooled != self.pooled_width:
             raise SettingError(
-                f"conditioning.text_encoder: its pooled text has width {self.pooled_width}, the denoiser reads one of "
-                f"{pooled}"
+                f"model.text_encoder: its pooled text has width {self.pooled_width}, the denoiser reads one of {pooled}"
             )
 
 
@@ -208,22 +208,22 @@ def _there(index: dict[str, Any], name: str) -> bool:
 def _checked_index(folder: Path) -> dict[str, Any]:
     """The pipeline's model_index.json, if its text encoders are ones that `TextEncoder` reads."""
     if not (folder / INDEX).is_file():
-        raise SettingError(f"conditioning.text_encoder: {folder} is no pipeline's folder (it has no {INDEX})")
+        raise SettingError(f"model.text_encoder: {folder} is no pipeline's folder (it has no {INDEX})")
     index = read_index(folder)
     if not _there(index, "text_encoder"):
         what = "has only a second text encoder" if _there(index, "text_encoder_2") else "has no text encoder"
-        raise SettingError(f"conditioning.text_encoder: the pipeline in {folder} {what}")
+        raise SettingError(f"model.text_encoder: the pipeline in {folder} {what}")
     if _there(index, "text_encoder_3"):
         raise SettingError(
-            f"conditioning.text_encoder: the {index.get('_class_name')} in {folder} has three text encoders; captions "
+            f"model.text_encoder: the {index.get('_class_name')} in {folder} has three text encoders; captions "
             "work with one (Stable Diffusion 1 and 2) or two (SDXL) of CLIP"
         )
     if index.get("requires_aesthetics_score"):
-        raise SettingError(f"conditioning.text_encoder: the pipeline in {folder} is told scores too, it is a refiner")
+        raise SettingError(f"model.text_encoder: the pipeline in {folder} is told scores too, it is a refiner")
     for place, allowed in (("text_encoder", ENCODERS), ("text_encoder_2", ENCODERS[1:]), ("tokenizer", TOKENIZERS)):
         if _there(index, place) and index[place][1] not in allowed:
             raise SettingError(
-                f"conditioning.text_encoder: {place} in {folder} is a {index[place][1]}; captions work with "
+                f"model.text_encoder: {place} in {folder} is a {index[place][1]}; captions work with "
                 f"{' or '.join(allowed)}"
             )
     return index
@@ -249,7 +249,7 @@ def _read_part(folder: Path, place: str, index: dict[str, Any], weights: bool) -
     kind = getattr(transformers, index[place][1])
     home, words = folder / place, folder / place.replace("text_encoder", "tokenizer")
     if not (home / "config.json").is_file():
-        raise SettingError(f"conditioning.text_encoder: {home} has no config.json")
+        raise SettingError(f"model.text_encoder: {home} has no config.json")
     if weights:
         check_weights(home)
     try:
@@ -257,18 +257,32 @@ def _read_part(folder: Path, place: str, index: dict[str, Any], weights: bool) -
         if not weights:
             with torch.device("meta"):
                 return _Part(tokenizer, kind(kind.config_class(**read_json(home / "config.json", "model"))).eval())
-        model, report = kind.from_pretrained(
-            home, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype=torch.float32
-        )
+        with _quiet(transformers):
+            model, report = kind.from_pretrained(
+                home, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype=torch.float32
+            )
     except SettingError:
         raise
     except Exception as error:  # transformers checks few files itself, so that a damaged one may end in any error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise SettingError(f"conditioning.text_encoder: {home} or {words} cannot be loaded ({reason})") from error
+        raise SettingError(f"model.text_encoder: {home} or {words} cannot be loaded ({reason})") from error
     lost = [*report["missing_keys"], *report["mismatched_keys"]]
     if lost:
-        raise SettingError(f"conditioning.text_encoder: {home} does not fit its config.json, first {lost[0]}")
+        raise SettingError(f"model.text_encoder: {home} does not fit its config.json, first {lost[0]}")
     return _Part(tokenizer, model.eval())
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Without a progress bar: a text encoder loads in a moment."""
+    logging = transformers.utils.logging
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()
 
 
 def _transformers() -> Any:
