@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from clip_folder import save_photos
 from diffusers import DDIMScheduler, DiffusionPipeline
 from network_zoo import sd3
 from PIL import Image
@@ -195,16 +196,7 @@ sample: {num_images: 4, num_inference_steps: 3, scheduler: ddim}
 def recipe(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Coloured images with captions of their colour."""
     root = tmp_path_factory.mktemp("captioned")
-    photos = root / "photos"
-    photos.mkdir()
-    names, noise = ("red", "green", "blue"), np.random.default_rng(0)
-    rows = ["file_name,text"]
-    for i in range(24):
-        pixels = noise.integers(0, 60, (16, 16, 3), dtype=np.uint8)
-        pixels[..., i % 3] += 180
-        Image.fromarray(pixels).save(photos / f"{i}.png")
-        rows.append(f"{i}.png,{names[i % 3]}")
-    (photos / "metadata.csv").write_text("\n".join(rows) + "\n")
+    photos = save_photos(root / "photos")
     path = root / "recipe.yaml"
     path.write_text(RECIPE.replace("FOLDER", str(photos)).replace("PIPELINE", str(folders["stock"])))
     return path

@@ -9,16 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from clip_folder import MAX_TOKENS, SMALL, clip_model, save_clip
+from clip_folder import SMALL, clip_model, save_clip
 from safetensors.torch import load_file, save_file
+from text_zoo import LENGTH
 from transformers import CLIPModel, CLIPProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from noisewise.errors import SettingError
-from noisewise.evaluation.text_score import SETTING, TextImageEncoder, text_score, text_scores
+from noisewise.evaluation.text_score import SETTING, TextImageEncoder, folder_checksum, text_score, text_scores
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (5, 3, 20, 30), dtype=np.uint8)
-CAPTIONS = ["fed", "a bad cab", "a cab", "a bad cab", "fed"]
+CAPTIONS = ["fed", "a bad cab", "a cab", "hh", "hh"]
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +79,8 @@ def test_grey_images_are_scored_as_colour_ones(encoder: TextImageEncoder) -> Non
 
 
 def test_a_caption_beyond_the_encoders_length_is_cut_off_and_said(folder: Path, encoder: TextImageEncoder) -> None:
-    fits = "a " * (MAX_TOKENS - 2)
-    with pytest.warns(UserWarning, match=f"1 of 2 captions exceed its {MAX_TOKENS} tokens"):
+    fits = "a " * (LENGTH - 2)
+    with pytest.warns(UserWarning, match=f"1 of 2 captions exceed its {LENGTH} tokens"):
         found = text_scores(encoder, IMAGES[:2], [fits + "b c", fits])
     np.testing.assert_allclose(found, reference(folder, IMAGES[:2], [fits, fits]), atol=1e-3)
 
@@ -94,6 +95,14 @@ def test_the_encoders_checksum_is_that_of_its_weights(folder: Path, encoder: Tex
     parts = TextImageEncoder(tmp_path / "shards")
     assert len(parts.sha256) == 64
     np.testing.assert_allclose(text_scores(parts, IMAGES, CAPTIONS), text_scores(encoder, IMAGES, CAPTIONS))
+
+
+def test_a_folders_checksum_is_of_all_that_scores_depend_on(folder: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(folder, tmp_path / "copied")
+    assert folder_checksum(copied) == folder_checksum(folder)
+    settings = copied / "processor_config.json"
+    settings.write_text(settings.read_text().replace('"shortest_edge": 16', '"shortest_edge": 20'))
+    assert folder_checksum(copied) != folder_checksum(folder)
 
 
 # ---- bad input

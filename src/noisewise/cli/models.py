@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -186,7 +186,8 @@ def evaluate(
 ) -> None:
     """Fréchet distance, KID, precision and recall of a model's images, with where the numbers come from.
 
-    Where the recipe's data has classes, also the distance of each.
+    Where the recipe's data has classes, also the distance of each; where it has captions and
+    evaluate.text_image_encoder names an encoder, also CLIP's score of the images against them.
 
     Args:
         model: folder of a diffusers pipeline.
@@ -216,6 +217,8 @@ def evaluate(
         for name, score in zip(classes["names"], classes["values"], strict=False):
             print(f"class {name}: {score['metric']} {score['value']:.5f}")
         print(f"by class: {classes['why']}")
+    if (text := found.get("text_score")) is not None:
+        print(f"{_text_score(text)}; real images {_text_score(text['real'])} ({text['encoder']})")
     for side in ("samples", "reference"):
         known = {key: value for key, value in frechet[side].items() if value is not None}
         print(f"{side}: {json.dumps(known)}")
@@ -224,6 +227,12 @@ def evaluate(
     if json_file is not None:
         write_json(json_file, found)
         print(json_file)
+
+
+def _text_score(found: dict[str, Any]) -> str:
+    """A score with its standard error, where it has one."""
+    error = found["standard_error"]
+    return f"{found['metric']} {found['value']:.3f}" + ("" if error is None else f" ± {error:.3f}")
 
 
 def _check_range(option: str, number: float, lowest: int, highest: float = math.inf) -> None:

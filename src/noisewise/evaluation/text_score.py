@@ -201,6 +201,13 @@ def _read(kind: Any, folder: Path, what: str, **options: Any) -> Any:
         raise SettingError(f"{SETTING}: the {what} in {folder} cannot be loaded ({reason})") from error
 
 
+def folder_checksum(folder: Path) -> str:
+    """SHA-256 of everything in the encoder's folder that its scores depend on; a folder that is none is refused."""
+    _check_folder(folder)
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".txt", ".safetensors"))
+    return hashlib.sha256("".join(f"{file.name} {sha256_file(file)}\n" for file in files).encode()).hexdigest()
+
+
 def _checksum(folder: Path) -> str:
     """SHA-256 of the weights' file; of several, that of their checksums in the order of their names."""
     digests = [sha256_file(file) for file in sorted(folder.glob("*.safetensors"))]

@@ -94,6 +94,12 @@ def _class_metric(results: Results) -> str:
     return "KID" if (metric or "").startswith("kid") else f"Fréchet distance ({metric})"
 
 
+def _encoder(metric: Metric) -> str:
+    """The text score's encoder, by name and the start of its checksum."""
+    known = metric.text_encoder
+    return f"{known['encoder']}, {known['encoder_sha256'][:8]}" if known else "encoder not named"
+
+
 def columns_of(results: Results) -> list[Column]:
     """All columns of the comparison; one per group of the plan for the loss."""
     metric = results.metric or Metric()
@@ -115,6 +121,10 @@ def columns_of(results: Results) -> list[Column]:
         Column("class_distance", "Coverage", "by class", "", f"Mean over the classes of the {_class_metric(results)} "
                "between sampled and real images of the class. Lower is better.",
                lambda row: row.class_distance, "thousandths", floor=lambda m: m.class_distance),
+        Column("text_score", "Captions", "CLIP score", "", "How well images show the captions they were made of: 100 "
+               f"times the cosine of CLIP's features, 0 where negative, mean with its 95 % interval ({_encoder(metric)}"
+               "). Higher is better; the last line has the captions' own images.",
+               lambda row: row.text_score, floor=lambda m: m.text_score),
         Column("test_loss", "Loss on held-out images", "all t", "", "Mean squared error of the predicted noise on "
                "held-out images over all timesteps, without weighting, on the same draws for every row.",
                lambda row: row.test_loss, "thousandths", digits=4),
@@ -148,7 +158,7 @@ def columns_of(results: Results) -> list[Column]:
                "chose; what the whole trainings saw stands under images.", lambda row: row.needed_images, "up"),
     ]  # fmt: skip
     # of the multi-stage framework's rows, of runs with classes, and what older runs have not measured
-    optional = ("paper_flops", "needed_images", "class_distance", "precision", "recall")
+    optional = ("paper_flops", "needed_images", "class_distance", "precision", "recall", "text_score")
     return [c for c in columns if c.key not in optional or any(c.value(row) is not None for row in results.rows)]
 
 

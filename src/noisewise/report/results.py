@@ -58,6 +58,7 @@ class Row(Part):
     precision: float | None = None
     recall: float | None = None
     class_distance: float | None = None
+    text_score: Interval | None = None
     test_loss: float | None = None
     group_test_loss: Annotated[list[float | None], _or_empty(list)] = []  # [G]
     macs_per_image: float | None = None
@@ -86,6 +87,8 @@ class Metric(Part):
     precision: float | None = None
     recall: float | None = None
     class_distance: float | None = None
+    text_score: Interval | None = None
+    text_encoder: Mapped = {}  # whose score it is
     n: int | None = None
     provenance: Mapped = {}
 

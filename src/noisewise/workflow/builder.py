@@ -15,6 +15,7 @@ from noisewise.workflow.recipe import Recipe
 from noisewise.workflow.rows import SEPARATE, RowId, label_of
 from noisewise.workflow.stages import Stages
 from noisewise.workflow.store import StepSpec, Store
+from noisewise.workflow.text_scores import text_score_step
 from noisewise.workflow.trainings import Trainings
 
 IDEAL_LEVELS, IDEAL_DRAWS = 40, 512  # of the optimal denoiser's loss, drawn as the floor under the measured ones
@@ -58,7 +59,10 @@ class _Builder:
         snapshots = self.snapshots(reference)
         latents = self.base.latents
         quality = None if latents is None else self.trainings.once(latents.quality(reference, self.features()))
-        return Graph(self.recipe, self.base, rows, snapshots, reference, timing, coverage, self.ideal_loss(), quality)
+        return Graph(
+            self.recipe, self.base, rows, snapshots, reference, timing, coverage, self.ideal_loss(), quality,
+            text_score_step(self.recipe, self.base, rows),
+        )  # fmt: skip
 
     # ---- networks
 

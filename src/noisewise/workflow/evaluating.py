@@ -10,9 +10,12 @@ from noisewise.workflow import measure
 from noisewise.workflow.conditioning import is_guided, scales_of
 from noisewise.workflow.covering import metric_per_class, per_class, precision_and_recall
 from noisewise.workflow.single import images_of
+from noisewise.workflow.text_scores import encoder_of, scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import numpy as np
 
     from noisewise.data.images import Dataset
     from noisewise.evaluation.features import Features
@@ -33,6 +36,7 @@ def evaluate_model(
     from noisewise.evaluation.statistics import Statistics
 
     sample = recipe.sample
+    encoder_of(recipe)  # refuses one that nothing would look at, before any image is made
     known = None if statistics is None else Statistics.load(statistics)
     data = load_data(recipe.data)
     if known is None and sample.num_images > len(data.test):
@@ -52,12 +56,14 @@ def evaluate_model(
     if save_statistics is not None:
         Statistics.of(sampled).save(save_statistics)
     if known is not None:
-        return {"frechet": frechet_score(Statistics.of(sampled), known).to_dict(), "kid": None}
+        found = {"frechet": frechet_score(Statistics.of(sampled), known).to_dict(), "kid": None}
+        return {**found, **_text_score(images, data, recipe)}
     real = Features.of(extractor, measure.chosen(data.test, sample.num_images, sample.seed))
     return {
         **measure.scores(sampled, real),
         **precision_and_recall(sampled, real),
         **_classes(sampled, real, data, recipe),
+        **_text_score(images, data, recipe),
     }
 
 
@@ -66,6 +72,15 @@ def _captions(data: Dataset, recipe: Recipe) -> tuple[str, ...] | None:
     if data.test.captions is None:
         return None
     return measure.chosen(data.test, recipe.sample.num_images, recipe.sample.seed).captions
+
+
+def _text_score(images: np.ndarray, data: Dataset, recipe: Recipe) -> dict[str, Any]:
+    """How well the images show their captions, and how well the captions' own images do, by the user's encoder."""
+    encoder = encoder_of(recipe)
+    if encoder is None:
+        return {}
+    real, sampled = scores(encoder, measure.chosen(data.test, len(images), recipe.sample.seed), images)
+    return {"text_score": {**sampled, "real": real}}
 
 
 def _classes(sampled: Features, real: Features, data: Dataset, recipe: Recipe) -> dict[str, Any]:

@@ -55,6 +55,7 @@ class Graph:
     coverage: StepSpec
     ideal_loss: StepSpec | None = None  # of the optimal denoiser, where the report draws it
     reconstruction: StepSpec | None = None  # of images by the autoencoder, where networks learn latents
+    text_score: StepSpec | None = None  # of images against their captions, where the user gives an encoder
 
     @property
     def plan(self) -> Plan:
@@ -73,7 +74,8 @@ class Graph:
         ends = [step for row in self.rows for step in (row.evaluate, row.loss)]
         models = closure(row.model for row in sorted(self.rows, key=lambda row: row.id != "multi-decoder"))
         first = [step for step in (self.reference, self.reconstruction, self.ideal_loss) if step is not None]
-        return tuple(closure([*first, *models, *ends, *self.snapshots.values(), self.coverage, self.timing]))
+        last = [step for step in (self.coverage, self.text_score, self.timing) if step is not None]
+        return tuple(closure([*first, *models, *ends, *self.snapshots.values(), *last]))
 
     def step(self, name: str) -> StepSpec:
         """A step by its name."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from noisewise.evaluation.cost import TRAINING_FACTOR
-from noisewise.workflow import provenance, texts
+from noisewise.workflow import provenance, text_scores, texts
 from noisewise.workflow.executor import TRAININGS
 from noisewise.workflow.graph import Graph, Row
 from noisewise.workflow.latents import doubts, facts_of
@@ -50,6 +50,8 @@ def collect(graph: Graph, store: Store, cached: Mapping[str, bool]) -> dict[str,
             "n": reference["n"],
             "provenance": reference["frechet"],
             **covered(store.record(graph.coverage).result["floor"]),
+            **text_scores.scored(graph.text_score, store, None),
+            **text_scores.about(graph.text_score, store),
         },
         "classes": _classes(graph, store),
         "rows": rows,
@@ -110,6 +112,7 @@ def _row(graph: Graph, row: Row, store: Store) -> dict[str, Any]:
         "frechet": evaluation.result["frechet"]["value"],
         "kid": _interval(evaluation.result["kid"]),
         **covered(store.record(graph.coverage).result["rows"][row.id]),
+        **text_scores.scored(graph.text_score, store, row.id),
         "group_test_loss": loss["groups"],
         "test_loss": loss["mean"],
         **{key: cost[key] for key in ("macs_per_image", "num_inference_steps", "active_parameters")},

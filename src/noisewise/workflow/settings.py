@@ -290,6 +290,8 @@ class EvaluateSettings(Section):
     """Where EfficientNet-Lite0 is read: block10 (112 features, tells small images apart at small n) or final (1280)."""
     inception_path: Path | None = None
     """The standard TorchScript Inception file."""
+    text_image_encoder: Path | None = None
+    """Folder of a transformers CLIP model with its tokenizer and image processor: with captions, rows get its score."""
     num_loss_images: int = Field(default=1024, ge=8)
     """(image, noise, t) draws of the held-out loss per group, an eighth of it per bin of t; the same for all rows."""
     num_timing_images: int = Field(default=64, ge=1)

@@ -17,7 +17,7 @@ from noisewise.planning.plan import Plan
 from noisewise.pruning.time_budget import Budget
 from noisewise.schedule import NoiseSchedule
 from noisewise.streams import seed_of
-from noisewise.workflow import covering, decoders, measure, merging, texts
+from noisewise.workflow import covering, decoders, measure, merging, text_scores, texts
 from noisewise.workflow import latent_steps as latents
 from noisewise.workflow import stage_steps as stages
 from noisewise.workflow.conditioning import guidance_of, guided_routes
@@ -272,6 +272,7 @@ ACTIONS: dict[str, Callable[[Job], Result]] = {
     "train_autoencoder": latents.train,
     "encode": latents.encode,
     "encode_text": texts.encode,
+    "text_score": text_scores.text_score,
     "reconstruction": latents.reconstruction,
     "take": take,
     "untrained": untrained,
