@@ -196,6 +196,8 @@ def test_samples_have_the_captions_of_the_references_images(ran: Path, places: d
         ({"data": {"conditional": True}}, "data: caption_column and conditional given"),
         ({"data": {"caption_column": "words"}}, "data.caption_column: .* has no column 'words'"),
         ({"data": {"caption_column": None}}, "conditioning.dropout: 0.2 given, and the images are used without labels"),
+        ({"data": {"caption_column": None}, "conditioning": {"dropout": 0.0, "dtype": "bfloat16"},
+          "sample": {"guidance_scale": 1.0}}, "conditioning.dtype: bfloat16 given; it is for captions"),
         ({"conditioning": {"dropout": 0.0}}, r"sample.guidance_scale: \[1.0, 3.0\] given, and no labels are dropped"),
     ],
 )  # fmt: skip

@@ -55,6 +55,10 @@ def check_conditioning(recipe: Recipe) -> None:
                 f"{name}: {_plain(given)} given, and the images are used without labels or captions; set "
                 "data.conditional or data.caption_column"
             )
+    for name in ("dtype", "encode_batch_size"):
+        value = getattr(recipe.conditioning, name)
+        if value != ConditioningSettings.model_fields[name].default and not has_captions(recipe):
+            raise ValueError(f"conditioning.{name}: {value} given; it is for captions, which data.caption_column names")
     if is_guided(scale) and dropout == 0:
         raise ValueError(
             f"sample.guidance_scale: {_plain(scale)} given, and no labels are dropped in training; guidance needs "
@@ -67,9 +71,14 @@ def check_conditioning(recipe: Recipe) -> None:
         )
 
 
+def has_captions(recipe: Recipe) -> bool:
+    """Whether networks are told captions."""
+    return getattr(recipe.data, "caption_column", None) is not None
+
+
 def is_told(recipe: Recipe) -> bool:
     """Whether networks are told labels or captions."""
-    return recipe.data.conditional or getattr(recipe.data, "caption_column", None) is not None
+    return recipe.data.conditional or has_captions(recipe)
 
 
 def check_null_class(recipe: Recipe, model: Any) -> None:

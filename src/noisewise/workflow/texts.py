@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisewise.errors import SettingError
+from noisewise.workflow.conditioning import has_captions
 from noisewise.workflow.machine import device
 from noisewise.workflow.networks import DataInfo, source_of
 from noisewise.workflow.recipe import Recipe
@@ -35,10 +36,6 @@ class TextStage:
     length: int  # tokens
     macs: int  # of one caption
     encode: StepSpec
-
-
-def has_captions(recipe: Recipe) -> bool:
-    return getattr(recipe.data, "caption_column", None) is not None
 
 
 def text_stage(recipe: Recipe, data: DataInfo, model: Any) -> TextStage | None:
