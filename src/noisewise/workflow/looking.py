@@ -69,23 +69,32 @@ def _latents(source: Path, images: Any, batch_size: int | None) -> Any:
 
 def _captioned(source: Path, model: Any, images: Any, seen: Any) -> Any:
     """What is seen, with captions where the network is told some."""
-    from noisewise.models.text import TextEncoder, reads_text
+    check_captions(source, model, images.captions is not None)
+    if images.captions is None:
+        return seen
+    from noisewise.models.text import TextEncoder
+
+    encoder = TextEncoder.from_pretrained(source, images.size)
+    encoder.check_denoiser(single_network(model).config)
+    return CaptionedOnDemand(seen, images.captions, encoder.to(device()).encode)
+
+
+def check_captions(source: Path, model: Any, given: bool) -> None:
+    """Refuse images without captions where ``model``, from ``source``, is told text, and captions where it is not."""
+    from noisewise.models.text import reads_text
 
     needed = text_arguments(model)
     if not needed:
-        if images.captions is not None:
+        if given:
             raise SettingError(f"{COLUMN}: given, and the network in {source} takes no text; leave it out")
-        return seen
+        return
     if not reads_text(source):
         raise SettingError(
             f"model: the network in {source} is told {needed} of every image, and there is no text encoder; give the "
             "folder of a whole pipeline"
         )
-    if images.captions is None:
+    if not given:
         raise SettingError(
             f"{COLUMN}: missing; the network in {source} is told a text of every image. Name the column of "
             f"metadata.csv or parquet that has it, e.g. --set {COLUMN}=text"
         )
-    encoder = TextEncoder.from_pretrained(source, images.size)
-    encoder.check_denoiser(single_network(model).config)
-    return CaptionedOnDemand(seen, images.captions, encoder.to(device()).encode)

@@ -18,6 +18,7 @@ from noisewise.models.stitch import End, macs_of
 from noisewise.schedule import NoiseSchedule
 from noisewise.workflow import latents
 from noisewise.workflow.conditioning import BESIDE_SAMPLE, guidance_settings
+from noisewise.workflow.looking import check_captions
 from noisewise.workflow.networks import DataInfo, check_fits, weights_checksum
 from noisewise.workflow.stitching.pair import Pair, check_switch_point, open_pair
 from noisewise.workflow.stitching.settings import StitchSettings, read_settings, settled
@@ -90,6 +91,9 @@ def lay_out(
     pair = open_pair(small, large, settings.schedule, settings.objective)
     data = _data(settings, store)
     settings = settled(settings, defaults, data, pair.objective.schedule)
+    check_captions(pair.folders[1], pair.large, bool(data.captions))
+    if settings.evaluate.text_image_encoder is not None:
+        raise SettingError("evaluate.text_image_encoder: given, and a sweep has no such score; leave it out")
     for path, model in ((small, pair.small), (large, pair.large)):
         try:
             check_fits(model, pair.scheduler, pair.seen(data), pair.objective)
@@ -103,8 +107,9 @@ def _data(settings: StitchSettings, store: Store) -> DataInfo:
 
     data = load_data(settings.data, cache=store.root / "data")
     return DataInfo(
-        data.name, data.channels, data.size, data.num_classes, len(data.train), len(data.test), data.fingerprint
-    )
+        data.name, data.channels, data.size, data.num_classes, len(data.train), len(data.test), data.fingerprint,
+        data.captions_sha256,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,6 +168,11 @@ class _Layout:
         described = self.pair.autoencoder
         return (0, 0) if described is None else latents.macs_of(described, self.data.shape)
 
+    @property
+    def told(self) -> dict[str, str]:
+        """The captions, among a step's settings where the networks are told any."""
+        return {"captions": self.data.captions} if self.data.captions else {}
+
     @cached_property
     def networks(self) -> dict[str, dict[str, str]]:
         names = zip(("small", "large"), self.pair.folders, strict=True)
@@ -216,6 +226,7 @@ class _Layout:
             "shape": self.pair.seen(self.data).shape,
             "num_classes": self.data.num_classes,
             **({} if self.pair.autoencoder is None else {"latent": True}),
+            **({"data": self.data.fingerprint, **self.told} if self.told else {}),
             **self.features,
         }
         image_macs = small_calls * self.macs[0] + (num_calls - small_calls) * self.macs[1] + self.coding_macs[1]
@@ -239,6 +250,7 @@ class _Layout:
             "data": self.data.fingerprint,
             "evaluate": self.settings.evaluate.model_dump(mode="json", include={"num_loss_images", "num_threads"}),
             "seed": self.settings.seed,
+            **self.told,
         }
         macs = self.macs[0 if which == "small" else 1] + self.coding_macs[0]
         return StepSpec(f"loss[{which}]", "stitch_loss", settings, macs=float(num_draws * macs))

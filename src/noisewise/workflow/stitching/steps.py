@@ -15,6 +15,7 @@ from noisewise.workflow import measure
 from noisewise.workflow.looking import as_learned
 from noisewise.workflow.machine import device
 from noisewise.workflow.networks import make_objective
+from noisewise.workflow.prompts import told_prompts
 from noisewise.workflow.single import DECODE_BATCH, latent_decoder
 
 if TYPE_CHECKING:
@@ -66,8 +67,9 @@ def stitch_sample(job: Job) -> Result:
     model = _stitched(settings).to(device()).eval()
     total, steps = settings["sample"]["num_images"], settings["num_inference_steps"]
     started = time.perf_counter()
-    decode = latent_decoder(Path(settings["networks"]["large"]["from"]))  # which is the small one's too
-    images = measure.draw_images(model, settings, total, steps, lambda done: job.update(int(done), total), decode)
+    pipeline = Path(settings["networks"]["large"]["from"])  # whose other components are the small one's too
+    made = {"decode": latent_decoder(pipeline), **_told(job, pipeline, model)}
+    images = measure.draw_images(model, settings, total, steps, lambda done: job.update(int(done), total), **made)
     seconds = time.perf_counter() - started
     write_atomic(job.workspace / measure.GRID, measure.png_grid(images))
     features = Features.of(
@@ -77,6 +79,15 @@ def stitch_sample(job: Job) -> Result:
     cost = measure.image_cost(model, settings, steps)
     reference = measure.load_features(job.input("reference"))
     return {**cost, **measure.scores(features, reference), "seconds": round(seconds, 3)}
+
+
+def _told(job: Job, pipeline: Path, model: Any) -> dict[str, Any]:
+    """Captions of the images that samples are compared with, where the networks are told any."""
+    if "captions" not in job.settings:
+        return {}
+    sample = job.settings["sample"]
+    real = measure.chosen(job.dataset().test, sample["num_images"], sample["seed"])
+    return told_prompts(pipeline, model, real.captions)
 
 
 def _stitched(settings: Mapping[str, Any]) -> ModelMixin:
