@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,14 @@ def test_a_text_encoder_of_another_width_is_refused(tmp_path: Path) -> None:
     folder = saved(stable_diffusion(unet=denoiser(cross_attention_dim=12)), tmp_path)
     with pytest.raises(SettingError, match="width 8, the denoiser reads one of width 12"):
         drawn(folder)
+
+
+def test_a_tokenizer_without_words_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    """transformers would make one up to which all prompts are alike."""
+    copied = shutil.copytree(folders["stock"], tmp_path / "copied")
+    (copied / "tokenizer" / "tokenizer.json").unlink()
+    with pytest.raises(SettingError, match=r"tokenizer has no vocabulary .tokenizer\.json or vocab\.json"):
+        drawn(copied)
 
 
 def test_a_prompt_that_is_cut_off_is_said(folders: dict[str, Path]) -> None:

@@ -171,7 +171,7 @@ def sample(
             model, out, num_images, sampler, num_inference_steps, seed, batch_size, eta, progress,
             guidance_scale=guidance_scale, class_labels=class_labels, prompts=prompts,
         )  # fmt: skip
-    print(f"{out}: {num_images} images, and grid.png")
+    print(f"{out}: {num_images} images, and grid.png" + ("" if prompts is None else "; metadata.csv has their prompts"))
 
 
 def evaluate(

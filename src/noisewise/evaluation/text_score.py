@@ -31,7 +31,6 @@ from noisewise.models.folders import check_weights
 SETTING = "evaluate.text_image_encoder"
 SCALE = 100.0
 BATCH = 64  # images or captions at once
-VOCABULARIES = ("tokenizer.json", "vocab.json")  # one of them holds a tokenizer's words
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,9 @@ def text_score(encoder: TextImageEncoder, images: np.ndarray | torch.Tensor, cap
 
 
 def _check_folder(folder: Path) -> None:
-    """A CLIP model's folder by its config.json; everything else is refused before anything large is imported."""
+    """A CLIP model's folder by its config.json and files; everything else is refused before anything is loaded."""
+    from noisewise.models.text import VOCABULARIES, has_words
+
     needed = "give the folder of a transformers CLIPModel with its tokenizer and image processor"
     if not (folder / "config.json").is_file():
         what = "does not exist" if not folder.exists() else "has no config.json"
@@ -169,7 +170,7 @@ def _check_folder(folder: Path) -> None:
         check_weights(folder)
     except SettingError as error:
         raise SettingError(f"{SETTING}: {str(error).removeprefix('model: ')}") from None
-    if not any((folder / name).is_file() for name in VOCABULARIES):  # transformers would make up one without words
+    if not has_words(folder):
         raise SettingError(f"{SETTING}: {folder} has no tokenizer ({' or '.join(VOCABULARIES)}); {needed}")
 
 
@@ -183,8 +184,11 @@ def _transformers() -> Any:
 
 def _loaded(kind: Any, folder: Path) -> Any:
     """The model, with every tensor from the folder: transformers would make up those that are missing."""
+    from noisewise.models.text import quiet_loading
+
     options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
-    model, report = _read(kind, folder, "model", **options)
+    with quiet_loading():
+        model, report = _read(kind, folder, "model", **options)
     for name in ("missing_keys", "mismatched_keys"):
         if report[name]:
             what = f"{name.replace('_', ' ')}, first {min(str(key) for key in report[name])}"

@@ -28,6 +28,7 @@ from noisewise.models.sources import INDEX, component_of, find_source, read_inde
 from noisewise.streams import seed_of
 
 ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
+VOCABULARIES = ("tokenizer.json", "vocab.json")  # one of them holds a tokenizer's words
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 PLACES = ("text_encoder", "text_encoder_2", "text_encoder_3")  # in diffusers' pipelines; tokenizers are called alike
 Conditions = dict[str, Any]  # by forward's arguments: tensors [B, ...], or a dictionary of them
@@ -252,12 +253,14 @@ def _read_part(folder: Path, place: str, index: dict[str, Any], weights: bool) -
         raise SettingError(f"model.text_encoder: {home} has no config.json")
     if weights:
         check_weights(home)
+    if not has_words(words):
+        raise SettingError(f"model.text_encoder: {words} has no vocabulary ({' or '.join(VOCABULARIES)})")
     try:
         tokenizer = transformers.CLIPTokenizer.from_pretrained(words, local_files_only=True)
         if not weights:
             with torch.device("meta"):
                 return _Part(tokenizer, kind(kind.config_class(**read_json(home / "config.json", "model"))).eval())
-        with _quiet(transformers):
+        with quiet_loading():
             model, report = kind.from_pretrained(
                 home, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype=torch.float32
             )
@@ -272,10 +275,16 @@ def _read_part(folder: Path, place: str, index: dict[str, Any], weights: bool) -
     return _Part(tokenizer, model.eval())
 
 
+def has_words(folder: Path) -> bool:
+    """Whether a tokenizer's vocabulary lies there; transformers would make up one without a word."""
+    return any((folder / name).is_file() for name in VOCABULARIES)
+
+
 @contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
+def quiet_loading() -> Iterator[None]:
     """Without a progress bar: a text encoder loads in a moment."""
-    logging = transformers.utils.logging
+    from transformers.utils import logging
+
     was_enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
