@@ -257,6 +257,10 @@ def test_numbers_are_those_of_the_steps(two_seeds: Done, runs: Path) -> None:
     with (folder / "cells.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert {(line["arm"], int(line["seed"])): float(line["frechet"]) for line in lines} == values
+    groups, own = found["lists"]["groups"], found["arms"][1]
+    assert [[g["t_start"], g["t_stop"]] for g in groups] == own["groups"]
+    assert [g["parameters"] for g in groups] == own["active_parameters"]
+    assert (folder / "groups.csv").is_file()
     assert str(runs) not in json.dumps(found)
 
 

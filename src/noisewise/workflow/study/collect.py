@@ -12,7 +12,7 @@ from noisewise.workflow import provenance
 from noisewise.workflow.results import fallbacks
 from noisewise.workflow.store import Store, closure, utc_now
 from noisewise.workflow.study.cells import Cell, Layout
-from noisewise.workflow.study.collect_sampled import arm_facts, cell_facts, study_facts
+from noisewise.workflow.study.collect_sampled import arm_facts, cell_facts, groups_of, groups_table, study_facts
 from noisewise.workflow.study.definition import Arm, Own
 from noisewise.workflow.study.sampled import SampledCell, SampledLayout
 from noisewise.workflow.study.statistics import Spread
@@ -55,11 +55,20 @@ def collect(layout: Layout, store: Store, commands: Mapping[str, float]) -> dict
         "cells": cells,
         **study_facts(layout, cells, store),
         "timing": timing(layout.steps, store, commands),
-        "tables": [],
-        "lists": {},
-        **(own.gather(layout, store) if own is not None else {}),
+        **_gathered(layout, own, store),
         "warnings": _warnings(layout, cells, store),
     }  # fmt: skip
+
+
+def _gathered(layout: Layout, own: Own | None, store: Store) -> dict[str, Any]:
+    """Further tables of the page and lists with a CSV file each: the study's own, and the sizes of groups."""
+    found: dict[str, Any] = {"tables": [], "lists": {}}
+    if own is not None:
+        found |= own.gather(layout, store)
+    if isinstance(layout, SampledLayout) and (groups := groups_of(layout, store)):
+        found["lists"] = {**found["lists"], "groups": groups}
+        found["tables"] = [*found["tables"], groups_table(groups)]
+    return found
 
 
 FRECHET = {"name": "frechet", "title": "Fréchet distance", "higher_is_better": False}

@@ -92,6 +92,43 @@ def compare(layout: SampledLayout, arm: Arm, against: Arm, store: Store) -> Diff
     return difference(observed, np.stack(resampled), np.random.default_rng(layout.seeds[0]))
 
 
+def groups_of(layout: SampledLayout, store: Store) -> list[dict[str, Any]]:
+    """What works in each group of the arms that have several, first seed: timesteps, parameters, MACs of a step.
+
+    ``macs`` is None for a group that no sampling step falls into.
+    """
+    found = []
+    for arm in layout.arms:
+        cell = layout.cell(arm, layout.seeds[0])
+        sampled = store.record(cell.row.sample).result
+        active, groups = sampled["active_parameters"], cell.graph.plan.groups
+        costs = {route["group"]: route["cost"] for route in sampled["routes"]}
+        if len(active) == len(groups) > 1:
+            found += [
+                {"arm": arm.key, "label": arm.label, "group": i, "t_start": group.t_start, "t_stop": group.t_stop,
+                 "parameters": active[i], "macs": costs.get(i)}
+                for i, group in enumerate(groups)
+            ]  # fmt: skip
+    return found
+
+
+def groups_table(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """`groups_of` for the page."""
+    return {
+        "title": "Sizes by group",
+        "lead": "What works at which noise levels, with the first seed; group 0 lies nearest the data. Multiply-"
+        "accumulates are of one sampling step.",
+        "heads": ["Arm", "group", "from", "to", "parameters, k", "M MACs a step"],
+        "lines": [[str(line["label"]), str(line["group"]), *_as_text(line)] for line in groups],
+    }
+
+
+def _as_text(line: Mapping[str, Any]) -> list[str]:
+    known = [(line["parameters"], 1e3), (line["macs"], 1e6)]
+    sizes = ["–" if value is None else f"{value / unit:.4g}" for value, unit in known]
+    return [f"{line['t_start']:g}", f"{line['t_stop']:g}", *sizes]
+
+
 def _seconds_per_image(layout: SampledLayout, arm: Arm, store: Store) -> float | None:
     for step in layout.timings:
         if f"model[{arm.key}]" in step.inputs:
