@@ -41,7 +41,7 @@ def raw(places: Places, **evaluate: Any) -> dict[str, Any]:
         "name": "scored",
         "data": {"kind": "folder", "folder": str(places["photos"]), "caption_column": "text", "test_fraction": 0.25},
         "model": {"from": str(places["pipeline"])},
-        "base": {"num_images": 8, "batch_size": 4, "num_threads": 1},
+        "base": {"num_images": 0},
         "plan": {"num_groups": 2},
         "prune": {"importance": "magnitude", "proposer": {"kind": "importance", "num_score_images": 4}},
         "finetune": {"num_images": 8, "batch_size": 4, "num_threads": 1},
@@ -49,7 +49,7 @@ def raw(places: Places, **evaluate: Any) -> dict[str, Any]:
         "evaluate": {
             "num_loss_images": 8, "num_timing_images": 2, "text_image_encoder": str(places["clip"]), **evaluate
         },
-        "compare": ["base-continued"],
+        "compare": ["base"],
     }  # fmt: skip
 
 
