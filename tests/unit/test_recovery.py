@@ -220,6 +220,25 @@ def test_pruning_with_recovery_says_what_it_gained(objective: Objective, images:
     assert torch.equal(reloaded.conv_out.weight, small.conv_out.weight)
 
 
+def test_pruning_leaves_blocks_out_and_recovers(objective: Objective, images: torch.Tensor) -> None:
+    model = small_unet()
+    inputs = describe(model).example_inputs(model)
+    settings: dict[str, Any] = {"depth": True, "objective": objective, "images": images}
+    plainly, without = prune_to_budget(model, inputs, 0.3, "magnitude", **settings)
+    small, info = prune_to_budget(
+        model, inputs, 0.3, "magnitude", recovery="least-squares", num_recovery_images=32, **settings
+    )
+    assert info.removed_blocks
+    assert (info.widths, info.removed_blocks, info.macs) == (without.widths, without.removed_blocks, without.macs)
+    assert small.config.removed_blocks == plainly.config.removed_blocks == list(info.removed_blocks)
+    assert info.recovery is not None
+    assert info.recovery.applied
+    assert info.recovery.loss_after < info.recovery.loss_before
+    state = small.state_dict()
+    assert state.keys() == plainly.state_dict().keys()
+    assert any(not torch.equal(tensor, state[name]) for name, tensor in plainly.state_dict().items())
+
+
 def test_a_recovery_that_does_not_help_is_said_and_not_kept(objective: Objective, images: torch.Tensor) -> None:
     """A network whose cut channels were harmful: answering as it did would be worse."""
     model = small_unet()

@@ -187,6 +187,9 @@ def test_removed_blocks_hand_their_input_on(tmp_path: Path) -> None:
     assert ShapedUNet2DModel.from_pretrained(tmp_path).config.removed_blocks == removed
     with pytest.raises(SettingError, match=r"removed_blocks\.down_blocks\.1\.resnets\.0.*width"):
         ShapedUNet2DModel(**describe(model).settings(model), removed_blocks=["down_blocks.1.resnets.0"])
+    for block in ("mid_block.resnets.1", "mid_block.attentions.0"):  # (input + nothing) / 2 is not the input
+        with pytest.raises(SettingError, match=rf"removed_blocks\.{block}: this block divides its input .* by 2"):
+            ShapedUNet2DModel(**{**ZOO["heads"], "mid_block_scale_factor": 2.0}, removed_blocks=[block])
 
 
 @pytest.mark.parametrize(

@@ -31,15 +31,14 @@ def cut(model: ModelMixin, kept: Mapping[str, torch.Tensor]) -> ModelMixin:
     stays takes its whole block along, if the block only adds to its input (`Axis.removes`).
 
     Args:
-        model: a network that `describe` knows.
+        model: a network that `describe` knows; one on the meta device, without weights, gives one there.
         kept: indices of the channels that stay, by name of the axis; an axis that is missing stays whole.
     """
     network = describe(model)
     net = network.wiring(model)
-    device = model.device
-    channels = {name: torch.arange(axis.width, device=device) for name, axis in net.axes.items()}
+    channels = {name: torch.arange(axis.width) for name, axis in net.axes.items()}  # on the CPU, to be looked at
     for name, indices in kept.items():
-        channels[name] = _checked(net, name, indices).to(device)
+        channels[name] = _checked(net, name, indices)
     for attention in net.attentions:
         _check_whole_heads(net, attention, channels[attention.axis])
 
@@ -79,7 +78,7 @@ def _checked(net: Wiring, name: str, indices: torch.Tensor) -> torch.Tensor:
     if name not in net.axes:
         raise SettingError(f"kept.{name}: the network has no such axis")
     axis = net.axes[name]
-    indices = torch.as_tensor(indices, dtype=torch.int64).sort().values
+    indices = torch.as_tensor(indices, dtype=torch.int64, device="cpu").sort().values
     if axis.kind == "fixed" and len(indices) != axis.width:
         raise SettingError(f"kept.{name}: this axis is fixed ({axis.place})")
     if len(indices) == 0 and axis.removes:
@@ -95,7 +94,7 @@ def _checked(net: Wiring, name: str, indices: torch.Tensor) -> torch.Tensor:
 def _check_whole_heads(net: Wiring, attention: AttentionSpec, kept: torch.Tensor) -> None:
     unit = net.axes[attention.axis].unit
     starts = kept[::unit]
-    whole = (starts[:, None] + torch.arange(unit, device=kept.device)).flatten()  # [heads kept * unit]
+    whole = (starts[:, None] + torch.arange(unit)).flatten()  # [heads kept * unit]
     if len(kept) % unit or not torch.equal(whole, kept) or bool((starts % unit).any()):
         raise SettingError(f"kept.{attention.axis}: this attention keeps or loses whole heads of {unit} channels")
 
@@ -143,10 +142,11 @@ def _slice(state: dict[str, torch.Tensor], net: Wiring, layer: Layer, channels: 
     writes = concatenated(net, layer.outputs, channels)
     for name in (f"{layer.path}.weight", f"{layer.path}.bias"):
         if name in state:
-            state[name] = state[name].index_select(0, writes)
+            state[name] = state[name].index_select(0, writes.to(state[name].device))
     if layer.kind in ("conv", "linear"):
+        weight = state[f"{layer.path}.weight"]
         reads = concatenated(net, layer.inputs, channels)
-        state[f"{layer.path}.weight"] = state[f"{layer.path}.weight"].index_select(1, reads)
+        state[f"{layer.path}.weight"] = weight.index_select(1, reads.to(weight.device))
 
 
 def _keep_temperature(state: dict[str, torch.Tensor], net: Wiring, attention: AttentionSpec, width: int) -> None:

@@ -63,6 +63,14 @@ def remove(model: nn.Module, path: str) -> None:
             f"removed_blocks.{path}: this residual block changes the width or the resolution; "
             "only blocks that add to their input can be left out"
         )
+    divisor = getattr(block, "output_scale_factor", 1.0)
+    if isinstance(block, Attention) and block.residual_connection:
+        divisor = block.rescale_output_factor
+    if divisor != 1:
+        raise SettingError(
+            f"removed_blocks.{path}: this block divides its input with what it adds to it by {divisor:g}; "
+            "only blocks that hand their input on as it is can be left out"
+        )
     adds_itself = isinstance(block, ResnetBlock2D) or (isinstance(block, Attention) and block.residual_connection)
     joint = isinstance(block, Attention) and block.added_kv_proj_dim is not None
     model.set_submodule(path, RemovedBlock() if adds_itself else NothingToAdd(joint))
