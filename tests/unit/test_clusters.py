@@ -54,7 +54,7 @@ curves = st.lists(st.floats(0, 1), min_size=3, max_size=12)
 
 
 @given(curve=curves, gaps=st.data(), alpha=st.floats(0.05, 1))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_bounds_are_the_outermost_means_of_at_least_alpha(curve: list[float], gaps: Any, alpha: float) -> None:
     widths = gaps.draw(st.lists(st.floats(0.1, 2), min_size=len(curve) - 1, max_size=len(curve) - 1))
     axis, S = np.concatenate([[0.0], np.cumsum(widths)]), np.array(curve)

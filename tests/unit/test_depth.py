@@ -163,7 +163,7 @@ def test_zero_is_one_more_legal_width_whatever_the_least() -> None:
     assert legal_widths(stream, 1, 0.5, depth=True) == (16, 20, 24, 28, 32)
 
 
-@examples(max_examples=8, deadline=None)
+@examples(max_examples=8)
 @given(st.integers(0, 10_000), st.sampled_from([0.08, 0.2, 0.4, 0.6, 0.8]))
 def test_the_solver_agrees_with_enumeration(seed: int, budget: float) -> None:
     model = build("plain")

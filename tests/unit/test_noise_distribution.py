@@ -101,7 +101,7 @@ def test_far_tails_are_resolved(timesteps: Timesteps) -> None:
 
 
 @given(name=st.sampled_from(sorted(HOSTS)), ends=st.tuples(st.floats(0.001, 0.999), st.floats(0.001, 0.999)))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_draws_and_strata_stay_in_their_range(name: str, ends: tuple[float, float]) -> None:
     host = HOSTS[name]
     low, high = host.schedule.span

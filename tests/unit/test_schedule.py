@@ -103,7 +103,7 @@ def test_grid_spans_the_range(schedule: NoiseSchedule) -> None:
 
 
 @given(t=st.floats(1e-3, 0.999), name=st.sampled_from(sorted(SCHEDULES)))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_coordinates_survive_the_way_to_the_network_and_back(t: float, name: str) -> None:
     schedule = SCHEDULES[name]
     assert schedule.to_coordinate(schedule.to_model_timestep(t)) == pytest.approx(t, rel=1e-9)
@@ -205,7 +205,7 @@ def test_limits_are_where_noise_levels_end(schedule: NoiseSchedule) -> None:
 
 
 @given(share=st.floats(0.0005, 0.9995), name=st.sampled_from(sorted(SCHEDULES)))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_the_coordinate_of_an_snr_is_its_inverse(share: float, name: str) -> None:
     schedule = SCHEDULES[name]
     low, high = schedule.limits

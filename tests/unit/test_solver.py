@@ -103,7 +103,7 @@ def test_same_question_same_answer() -> None:
     assert solve(*problem, 0.6) == solve(*problem, 0.6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000), st.floats(0.3, 0.95))
 def test_an_answer_is_legal_and_within_the_band(seed: int, budget: float) -> None:
     form, widths, values = random_problem(seed, num_axes=3 + seed % 9, most_levels=6)

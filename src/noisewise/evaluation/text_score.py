@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from noisewise.errors import SettingError
 from noisewise.files import read_json, sha256_file
 from noisewise.models.folders import check_weights
+from noisewise.models.text import VOCABULARIES, has_words, quiet_loading, transformers_for
 
 SETTING = "evaluate.text_image_encoder"
 SCALE = 100.0
@@ -61,7 +62,7 @@ class TextImageEncoder:
     def __init__(self, folder: str | Path, *, device: torch.device | str = "cpu") -> None:
         folder = Path(folder)
         _check_folder(folder)
-        transformers = _transformers()
+        transformers = transformers_for(SETTING)
         # transformers resizes by torchvision where it is installed, else by PIL; always PIL: equal numbers everywhere
         processor = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
         self.model = _loaded(transformers.CLIPModel, folder).to(device).eval()
@@ -156,8 +157,6 @@ def text_score(encoder: TextImageEncoder, images: np.ndarray | torch.Tensor, cap
 
 def _check_folder(folder: Path) -> None:
     """A CLIP model's folder by its config.json and files; everything else is refused before anything is loaded."""
-    from noisewise.models.text import VOCABULARIES, has_words
-
     needed = "give the folder of a transformers CLIPModel with its tokenizer and image processor"
     if not (folder / "config.json").is_file():
         what = "does not exist" if not folder.exists() else "has no config.json"
@@ -174,18 +173,8 @@ def _check_folder(folder: Path) -> None:
         raise SettingError(f"{SETTING}: {folder} has no tokenizer ({' or '.join(VOCABULARIES)}); {needed}")
 
 
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError:
-        raise SettingError(f"{SETTING}: needs transformers; install it with: pip install 'noisewise[text]'") from None
-    return transformers
-
-
 def _loaded(kind: Any, folder: Path) -> Any:
     """The model, with every tensor from the folder: transformers would make up those that are missing."""
-    from noisewise.models.text import quiet_loading
-
     options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
     with quiet_loading():
         model, report = _read(kind, folder, "model", **options)

@@ -246,7 +246,7 @@ def _check_kind(config: Any) -> None:
 
 
 def _read_part(folder: Path, place: str, index: dict[str, Any], weights: bool) -> _Part:
-    transformers = _transformers()
+    transformers = transformers_for("text encoder")
     kind = getattr(transformers, index[place][1])
     home, words = folder / place, folder / place.replace("text_encoder", "tokenizer")
     if not (home / "config.json").is_file():
@@ -294,11 +294,12 @@ def quiet_loading() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _transformers() -> Any:
+def transformers_for(setting: str) -> Any:
+    """The package, imported when the setting asks for it."""
     try:
         import transformers
     except ImportError:
-        raise SettingError("captions need transformers; install it with: pip install 'noisewise[text]'") from None
+        raise SettingError(f"{setting}: needs transformers; install it with: pip install 'noisewise[text]'") from None
     return transformers
 
 
