@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import timeit
 from pathlib import Path
 from typing import Any
 
@@ -104,12 +103,6 @@ def test_empty_groups_are_never_returned() -> None:
     plan = Plan.from_snr(COSINE, 10)
     assert plan.groups[8].is_empty
     assert set(plan.group_of(np.arange(-5, 1005)).tolist()) == {0, 1, 2, 3, 4, 5, 6, 7, 9}
-
-
-def test_routing_a_number_takes_less_than_three_microseconds() -> None:
-    plan = Plan.from_snr(LINEAR, 10)
-    seconds = min(timeit.repeat(lambda: plan.group_of_model_timestep(321), number=2000, repeat=7)) / 2000
-    assert seconds < 3e-6
 
 
 def test_direction_turns_the_limits_around_and_not_only_them() -> None:
