@@ -124,5 +124,6 @@ def test_an_encoder_without_captions_is_refused(places: Places, tmp_path: Path) 
     recipe = raw(places)
     recipe["data"] = {"kind": "sklearn-digits"}
     recipe["model"] = {"block_out_channels": [8, 16], "norm_num_groups": 8}
+    recipe["base"] = {"num_images": 64}
     with pytest.raises(SettingError, match=r"used without captions; set data\.caption_column"):
         build_graph(check_recipe(recipe))
