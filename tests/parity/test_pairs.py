@@ -19,6 +19,7 @@ from diffusers import (
     UniPCMultistepScheduler,
     WanTransformer3DModel,
 )
+from stock_pipelines import wan_transformer
 
 from noisewise import ExpertDenoiser, NoiseSchedule, Plan
 from noisewise.errors import SettingError
@@ -31,14 +32,6 @@ SCHEDULERS = {
     "DDIM, 777 steps": DDIMScheduler(num_train_timesteps=777),
 }
 RATIOS = (0.875, 0.9, 0.5, 1 / 3, 0.417, 0.123456789)
-
-
-def transformer(seed: int) -> WanTransformer3DModel:
-    torch.manual_seed(seed)
-    return WanTransformer3DModel(
-        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=8,
-        freq_dim=16, ffn_dim=16, num_layers=1, cross_attn_norm=True, rope_max_seq_len=32,
-    ).eval()  # fmt: skip
 
 
 class Rule:
@@ -75,7 +68,7 @@ class Rule:
 @pytest.mark.parametrize("scheduler", SCHEDULERS.values(), ids=SCHEDULERS)
 @pytest.mark.parametrize("ratio", RATIOS)
 def test_the_boundary_is_diffusers_own(scheduler: Any, ratio: float) -> None:
-    rule, model = Rule(), from_pair(transformer(0), transformer(1), ratio, scheduler)
+    rule, model = Rule(), from_pair(wan_transformer(0), wan_transformer(1), ratio, scheduler)
     T = scheduler.config.num_train_timesteps
     timesteps = [torch.tensor(t) for t in range(T)]
     for steps in (4, 25, 50):
@@ -99,7 +92,7 @@ def test_the_boundary_is_diffusers_own(scheduler: Any, ratio: float) -> None:
 
 @torch.no_grad()
 def test_each_timestep_runs_the_transformer_it_belongs_to() -> None:
-    high, low = transformer(0), transformer(1)
+    high, low = wan_transformer(0), wan_transformer(1)
     model = from_pair(high, low, 0.875, SCHEDULERS["UniPC, flow"]).eval()
     x = torch.randn(2, 4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     text = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(1))
@@ -125,10 +118,10 @@ def pipeline_folder(folder: Path, ratio: float | None = None, name: str = "WanPi
         "scheduler": ["diffusers", "UniPCMultistepScheduler"], "tokenizer": ["transformers", "T5TokenizerFast"],
         "transformer": ["diffusers", "WanTransformer3DModel"], "transformer_2": [None, None], "vae": [None, None],
     }  # fmt: skip
-    transformer(5).save_pretrained(folder / "transformer")
+    wan_transformer(5).save_pretrained(folder / "transformer")
     if ratio is not None:
         index["transformer_2"] = ["diffusers", "WanTransformer3DModel"]
-        transformer(6).save_pretrained(folder / "transformer_2")
+        wan_transformer(6).save_pretrained(folder / "transformer_2")
     SCHEDULERS["UniPC, flow"].save_pretrained(folder / "scheduler")
     (folder / "tokenizer").mkdir()
     (folder / "tokenizer" / "spiece.model").write_bytes(b"words")
@@ -142,10 +135,10 @@ def test_pairs_come_from_and_go_to_a_pipelines_folder(tmp_path: Path) -> None:
     assert isinstance(scheduler, UniPCMultistepScheduler)
     assert [model.plan.group_of_model_timestep(t) for t in (899, 900)] == [0, 1]
     for expert, seed in zip(model.experts, (6, 5), strict=True):  # the low one first
-        for ours, theirs in zip(expert.parameters(), transformer(seed).parameters(), strict=True):
+        for ours, theirs in zip(expert.parameters(), wan_transformer(seed).parameters(), strict=True):
             assert torch.equal(ours, theirs)
 
-    changed = ExpertDenoiser([transformer(8), transformer(7)], Plan.from_bounds(model.plan.schedule, [0.8]))
+    changed = ExpertDenoiser([wan_transformer(8), wan_transformer(7)], Plan.from_bounds(model.plan.schedule, [0.8]))
     save_pair(changed, source, tmp_path / "new")
     index = json.loads((tmp_path / "new" / "model_index.json").read_text())
     assert index["boundary_ratio"] * 1000 == 800
@@ -155,7 +148,7 @@ def test_pairs_come_from_and_go_to_a_pipelines_folder(tmp_path: Path) -> None:
     assert again.plan.to_dict()["groups"] == changed.plan.to_dict()["groups"]
     for ours, theirs in zip(again.parameters(), changed.parameters(), strict=True):
         assert torch.equal(ours, theirs)
-    assert torch.equal(load_pair(source)[0].experts[1].proj_out.weight, transformer(5).proj_out.weight)
+    assert torch.equal(load_pair(source)[0].experts[1].proj_out.weight, wan_transformer(5).proj_out.weight)
 
     single = pipeline_folder(tmp_path / "single")  # a pipeline with one transformer takes a pair, too
     save_pair(changed, single, tmp_path / "two of one")
@@ -164,15 +157,15 @@ def test_pairs_come_from_and_go_to_a_pipelines_folder(tmp_path: Path) -> None:
 
 def test_what_is_no_pair_is_refused(tmp_path: Path) -> None:
     schedule = NoiseSchedule.from_scheduler(SCHEDULERS["Euler, flow"])
-    pair = ExpertDenoiser([transformer(0), transformer(1)], Plan.from_bounds(schedule, [0.5]))
+    pair = ExpertDenoiser([wan_transformer(0), wan_transformer(1)], Plan.from_bounds(schedule, [0.5]))
     with pytest.raises(SettingError, match="a pair has two, this model has 3"):
-        to_pair(ExpertDenoiser([transformer(0)] * 3, Plan.from_bounds(schedule, [0.2, 0.5])))
+        to_pair(ExpertDenoiser([wan_transformer(0)] * 3, Plan.from_bounds(schedule, [0.2, 0.5])))
     edm = NoiseSchedule.from_scheduler(EDMEulerScheduler())
     with pytest.raises(SettingError, match="told edm noise levels"):
-        to_pair(ExpertDenoiser([transformer(0)] * 2, Plan.from_bounds(edm, [1.0])))
+        to_pair(ExpertDenoiser([wan_transformer(0)] * 2, Plan.from_bounds(edm, [1.0])))
     for ratio in (0.0, 1.0, float("nan")):
         with pytest.raises(SettingError, match=r"boundary_ratio: .* between 0 and 1"):
-            from_pair(transformer(0), transformer(1), ratio, SCHEDULERS["DDIM"])
+            from_pair(wan_transformer(0), wan_transformer(1), ratio, SCHEDULERS["DDIM"])
     single = pipeline_folder(tmp_path / "single")
     with pytest.raises(SettingError, match=r"holds no pair of experts \(it has no transformer_2\)"):
         load_pair(single)

@@ -13,8 +13,8 @@ from diffusers import (
     DiTTransformer2DModel,
     UniPCMultistepScheduler,
     WanPipeline,
-    WanTransformer3DModel,
 )
+from stock_pipelines import wan_transformer
 from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel
 
 from noisewise import ExpertDenoiser, NoiseSchedule, Plan
@@ -27,14 +27,6 @@ from noisewise.workflow.single import images_of
 
 WORDS = ["<pad>", "</s>", "<unk>", "▁a", "▁cat"]
 TEXT_LENGTH = 4
-
-
-def transformer(seed: int) -> WanTransformer3DModel:
-    torch.manual_seed(seed)
-    return WanTransformer3DModel(
-        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=8,
-        freq_dim=16, ffn_dim=16, num_layers=1, cross_attn_norm=True, rope_max_seq_len=32,
-    ).eval()  # fmt: skip
 
 
 def pipeline(**components: Any) -> WanPipeline:
@@ -52,7 +44,7 @@ def pipeline(**components: Any) -> WanPipeline:
         text_encoder=UMT5EncoderModel(text).eval(),
         vae=coder.eval(),
         scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
-        transformer=transformer(0),
+        transformer=wan_transformer(0),
         **components,
     )
 
@@ -84,7 +76,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pipe.scheduler.set_timesteps(2)
     schedule = NoiseSchedule.from_scheduler(pipe.scheduler)
     late = schedule.to_coordinate(float(pipe.scheduler.timesteps[0]) - 1)
-    experts = ExpertDenoiser([transformer(2), transformer(1)], Plan.from_bounds(schedule, [late]))
+    experts = ExpertDenoiser([wan_transformer(2), wan_transformer(1)], Plan.from_bounds(schedule, [late]))
     save_pair(experts, folder / "one", folder / "two")
     return folder / "two"
 
@@ -100,8 +92,8 @@ def test_diffusers_pipeline_runs_each_expert_where_the_plan_says(exported: Path)
     assert frames.isfinite().all()
     assert frames.std() > 0
 
-    by_hand = pipeline(transformer_2=transformer(2), boundary_ratio=pipe.config.boundary_ratio)
-    by_hand.register_modules(transformer=transformer(1))
+    by_hand = pipeline(transformer_2=wan_transformer(2), boundary_ratio=pipe.config.boundary_ratio)
+    by_hand.register_modules(transformer=wan_transformer(1))
     assert torch.equal(video(by_hand), frames)
 
 

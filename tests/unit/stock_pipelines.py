@@ -15,6 +15,7 @@ from diffusers import (
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
+    WanTransformer3DModel,
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -129,3 +130,11 @@ def images(pipe: Any, call: dict[str, Any]) -> Any:
 def reload_options(pipe: Any) -> dict[str, None]:
     """Components that were left out have to be left out by name when the folder is loaded."""
     return dict.fromkeys(TEXT_COMPONENTS.get(type(pipe), ()))
+
+
+def wan_transformer(seed: int) -> WanTransformer3DModel:
+    torch.manual_seed(seed)
+    return WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=8,
+        freq_dim=16, ffn_dim=16, num_layers=1, cross_attn_norm=True, rope_max_seq_len=32,
+    ).eval()  # fmt: skip

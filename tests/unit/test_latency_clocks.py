@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DModel
+from unet_zoo import two_levels
 
 from noisewise import prune_to_budget
 from noisewise.errors import SettingError
@@ -27,17 +28,7 @@ INPUTS = 4  # images
 
 @pytest.fixture(scope="module")
 def model() -> UNet2DModel:
-    torch.manual_seed(0)
-    return UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-    ).eval()
+    return two_levels()
 
 
 @pytest.fixture(scope="module")

@@ -76,3 +76,18 @@ def random_cuts(net: Wiring, number: int, seed: int = 0) -> Iterator[dict[str, t
                 units = rng.sample(range(axis.num_units), rng.randint(1, axis.num_units))
                 kept[name] = torch.cat([torch.arange(u * axis.unit, (u + 1) * axis.unit) for u in sorted(units)])
         yield kept
+
+
+def two_levels() -> UNet2DModel:
+    """A small network of two resolutions with attention between them, in evaluation mode."""
+    torch.manual_seed(0)
+    return UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    ).eval()

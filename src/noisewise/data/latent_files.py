@@ -18,7 +18,7 @@ import torch
 
 from noisewise.data.images import Dataset, Images
 from noisewise.data.latents import Encode, LatentDataset, Latents
-from noisewise.data.mapped_file import MappedFile, TensorSpec
+from noisewise.data.mapped_file import MappedFile, TensorSpec, open_mapped
 from noisewise.data.settings import LatentDtype
 from noisewise.errors import SettingError
 from noisewise.files import read_json, sha256_file, write_json
@@ -139,18 +139,11 @@ def load_latents(folder: Path, images: Dataset, autoencoder: str) -> LatentDatas
 
 
 def _load_split(folder: Path, about: dict[str, Any], images: Images, redo: str) -> Latents:
-    from safetensors import safe_open
-
     path, known = folder / f"{images.split}.safetensors", about["splits"][images.split]
     if known["images"] != images.fingerprint:
         raise SettingError(f"latents: {path} holds latents of other images than {images.name}; {redo}")
-    if not path.is_file() or path.stat().st_size != known["size"]:
-        state = f"has {path.stat().st_size:,} of {known['size']:,} bytes" if path.is_file() else "is missing"
-        raise SettingError(f"latents: {path} {state}; {redo}")
-    if sha256_file(path) != known["sha256"]:
-        raise SettingError(f"latents: {path} was altered (checksum); {redo}")
-    with safe_open(path, "pt") as file:  # maps the file, reads nothing yet
-        mean = file.get_tensor("mean")
-        std = file.get_tensor("std") if "std" in file.keys() else None  # noqa: SIM118  # no mapping, it has keys
+    tensors = open_mapped(path, known, "latents", redo)
     digest = hashlib.sha256(f"{images.fingerprint} {about['autoencoder']} {known['sha256']}".encode()).hexdigest()
-    return Latents(mean, std, images.labels, images.class_names, images.name, images.split, digest)
+    return Latents(
+        tensors["mean"], tensors.get("std"), images.labels, images.class_names, images.name, images.split, digest
+    )

@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from noisewise.errors import SettingError
+from noisewise.files import sha256_file
+
 NAMES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "int64": "I64"}  # in the file's header
 STORED = {"float16": np.int16, "bfloat16": np.int16, "float32": np.float32, "int64": np.int64}
 
@@ -75,3 +78,22 @@ class MappedFile:
         """Leave nothing behind."""
         self._arrays = {}
         self.beside.unlink(missing_ok=True)
+
+
+def open_mapped(path: Path, known: Mapping[str, Any], what: str, redo: str) -> dict[str, torch.Tensor]:
+    """Every tensor of a file that was written whole, memory-mapped: nothing is read yet but for the checksum.
+
+    Args:
+        known: its ``size`` in bytes and ``sha256``, as they were when it was written.
+        what: what errors call its content.
+        redo: what errors tell the user to do.
+    """
+    from safetensors import safe_open
+
+    if not path.is_file() or path.stat().st_size != known["size"]:
+        state = f"has {path.stat().st_size:,} of {known['size']:,} bytes" if path.is_file() else "is missing"
+        raise SettingError(f"{what}: {path} {state}; {redo}")
+    if sha256_file(path) != known["sha256"]:
+        raise SettingError(f"{what}: {path} was altered (checksum); {redo}")
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping, it has keys

@@ -17,7 +17,7 @@ import torch
 
 from noisewise.data.captions import captions_sha256
 from noisewise.data.images import Dataset
-from noisewise.data.mapped_file import MappedFile, TensorSpec
+from noisewise.data.mapped_file import MappedFile, TensorSpec, open_mapped
 from noisewise.data.settings import LatentDtype
 from noisewise.data.texts import Texts, flat
 from noisewise.errors import SettingError
@@ -112,8 +112,6 @@ def load_texts(folder: Path, images: Dataset, encoder: str) -> tuple[Texts, Text
         images: whose captions they must be.
         encoder: hash of what must have encoded them.
     """
-    from safetensors import safe_open
-
     about, path = read_json(folder / ABOUT, "captions"), folder / FILE
     redo = f"delete {folder}, and the same command encodes anew"
     if not isinstance(about, dict) or about.get("format") != FORMAT:
@@ -122,13 +120,7 @@ def load_texts(folder: Path, images: Dataset, encoder: str) -> tuple[Texts, Text
         raise SettingError(f"captions: {folder} was encoded by another text encoder; {redo}")
     if about["captions"] != captions_sha256(captions_of(images)):
         raise SettingError(f"captions: {path} holds other captions than those of {images.name}; {redo}")
-    if not path.is_file() or path.stat().st_size != about["size"]:
-        state = f"has {path.stat().st_size:,} of {about['size']:,} bytes" if path.is_file() else "is missing"
-        raise SettingError(f"captions: {path} {state}; {redo}")
-    if sha256_file(path) != about["sha256"]:
-        raise SettingError(f"captions: {path} was altered (checksum); {redo}")
-    with safe_open(path, "pt") as file:  # maps the file, reads nothing yet
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping, it has keys
+    tensors = open_mapped(path, about, "captions", redo)
     rows = {split: tensors.pop(f"rows.{split}") for split in SPLITS}
     null = {name: tensors.pop(f"null.{name}") for name in [n for n in tensors if f"null.{n}" in tensors]}
     digests = [hashlib.sha256(f"{about['sha256']} {encoder} {split}".encode()).hexdigest() for split in SPLITS]

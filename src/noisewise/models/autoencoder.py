@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL, VQModel
 from noisewise.errors import SettingError
 from noisewise.files import read_json
 from noisewise.models.folders import load_model_folder, read_config
-from noisewise.models.sources import fetched
+from noisewise.models.sources import INDEX, fetched
 
 KINDS: dict[str, type[Any]] = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
 COMPONENTS = ("vqvae", "vae")  # an autoencoder's names in diffusers' pipelines
@@ -140,7 +140,7 @@ def autoencoder_folder(folder: Path) -> Path | None:
 
 def is_latent_pipeline(folder: Path) -> bool:
     """Whether the folder is a pipeline's whose samples are decoded."""
-    return (folder / "model_index.json").is_file() and autoencoder_folder(folder) is not None
+    return (folder / INDEX).is_file() and autoencoder_folder(folder) is not None
 
 
 def find_autoencoder(path: Path, setting: str = SETTING) -> Path:

@@ -246,7 +246,7 @@ def _check_kind(config: Any) -> None:
 
 
 def _read_part(folder: Path, place: str, index: dict[str, Any], weights: bool) -> _Part:
-    transformers = transformers_for("text encoder")
+    transformers = transformers_for("model.text_encoder")
     kind = getattr(transformers, index[place][1])
     home, words = folder / place, folder / place.replace("text_encoder", "tokenizer")
     if not (home / "config.json").is_file():

@@ -10,10 +10,10 @@ import numpy as np
 
 from noisewise.errors import SettingError
 from noisewise.workflow import measure
+from noisewise.workflow.conditioning import has_captions
 from noisewise.workflow.machine import device
 from noisewise.workflow.prompts import in_turn
 from noisewise.workflow.store import StepSpec, Store
-from noisewise.workflow.texts import has_captions
 
 if TYPE_CHECKING:
     from noisewise.data.images import Images
