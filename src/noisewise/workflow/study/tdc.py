@@ -92,9 +92,10 @@ def _table_2(recipe: Recipe) -> Sequence[Arm]:
     labels = {"snr": "by SNR", "constant": "constant", "increasing": "increasing in t", "decreasing": "decreasing in t"}
     cost = matched_cost(recipe)
     printed = [
-        Arm(labels[kind], "tdc", only_plan(recipe, cost_schedule=kind), "as printed: costs differ", paper[kind])
+        Arm(labels[kind], "tdc", only_plan(recipe, cost_schedule=kind), "as printed: costs differ", paper[kind],
+            against=labels["constant"])
         for kind in COSTS
-    ]
+    ]  # fmt: skip
     matched = [
         Arm(f"{labels[kind]}, matched", "tdc", only_plan(recipe, cost_schedule=kind, average_cost=cost),
             f"at {cost:g} of the base's MACs")
