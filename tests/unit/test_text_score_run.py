@@ -16,11 +16,16 @@ from noisewise.data.load import load_data
 from noisewise.errors import SettingError
 from noisewise.evaluation.text_score import TextImageEncoder, text_score
 from noisewise.report import write_report
+from noisewise.report.study_page import write_study
 from noisewise.workflow import measure
 from noisewise.workflow.builder import build_graph
 from noisewise.workflow.graph import Graph
-from noisewise.workflow.recipe import check_recipe
+from noisewise.workflow.recipe import Recipe, check_recipe
 from noisewise.workflow.run import open_graph, run_recipe
+from noisewise.workflow.store import Store
+from noisewise.workflow.study.definition import Arm, Paper, Study
+from noisewise.workflow.study.layout import lay_out
+from noisewise.workflow.study.run import run_study
 
 Places = dict[str, Path]
 
@@ -111,6 +116,31 @@ def test_a_run_has_the_column_and_evaluate_says_the_same(
     assert alone["value"] == pytest.approx(expected["tdc"].value, abs=0.5)  # captions in float16 there
     assert alone["real"]["value"] == pytest.approx(metric["text_score"]["value"])
     assert f"clip_score {alone['value']:.3f} ± {alone['standard_error']:.3f}; real images clip_score" in said
+
+
+def test_a_study_scores_every_arm_and_seed(places: Places) -> None:
+    def two_arms(recipe: Recipe) -> list[Arm]:
+        return [Arm("the pipeline", "base"), Arm("in fewer steps", "base", {"sample.num_inference_steps": 1})]
+
+    study = Study("scored", "Scored", "Which is nearer its captions?", "any", two_arms, "the pipeline", Paper(""))
+    settings = {**raw(places), "name": "study"}
+    store = Store(places["runs"] / "store")
+    layout = lay_out(study, settings, 2, store, 20)
+    folder = run_study(layout, store, places["runs"], lambda event: None).folder
+    write_study(folder)
+    results = json.loads((folder / "results.json").read_text())
+
+    encoder = TextImageEncoder(places["clip"])
+    for cell, found in zip(layout.cells, results["cells"], strict=True):
+        real = measure.chosen(load_data(cell.graph.recipe.data).test, 8, cell.graph.recipe.sample.seed)
+        assert real.captions is not None
+        images = np.load(store.folder(cell.row.sample) / measure.IMAGES)
+        assert found["text_score"]["value"] == pytest.approx(text_score(encoder, images, real.captions).value)
+    arm = results["arms"][1]["text_score"]
+    assert arm["mean"] == pytest.approx(np.mean([cell["text_score"]["value"] for cell in results["cells"][1::2]]))
+    assert "text_score_low" in (folder / "cells.csv").read_text().splitlines()[0]
+    assert "CLIP score" in (folder / "study.md").read_text()
+    assert f"own images: {results['metric']['text_score']['value']:.2f}" in (folder / "study.html").read_text()
 
 
 def test_an_encoder_that_cannot_be_used_is_refused_before_anything_runs(places: Places, tmp_path: Path) -> None:

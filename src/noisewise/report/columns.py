@@ -7,9 +7,9 @@ value travels with every cell.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from noisewise.report.results import Interval, Metric, Results, Row
 
@@ -94,10 +94,13 @@ def _class_metric(results: Results) -> str:
     return "KID" if (metric or "").startswith("kid") else f"Fréchet distance ({metric})"
 
 
-def _encoder(metric: Metric) -> str:
-    """The text score's encoder, by name and the start of its checksum."""
-    known = metric.text_encoder
-    return f"{known['encoder']}, {known['encoder_sha256'][:8]}" if known else "encoder not named"
+def define_text_score(encoder: Mapping[str, Any] | None, spread: str) -> str:
+    """What the CLIP score is, with its encoder by name and the start of its checksum."""
+    name = f"{encoder['encoder']}, {encoder['encoder_sha256'][:8]}" if encoder else "encoder not named"
+    return (
+        "How well images show the captions they were made of: 100 times the cosine of CLIP's features, 0 where "
+        f"negative, mean {spread} ({name}). Higher is better"
+    )
 
 
 def columns_of(results: Results) -> list[Column]:
@@ -121,9 +124,8 @@ def columns_of(results: Results) -> list[Column]:
         Column("class_distance", "Coverage", "by class", "", f"Mean over the classes of the {_class_metric(results)} "
                "between sampled and real images of the class. Lower is better.",
                lambda row: row.class_distance, "thousandths", floor=lambda m: m.class_distance),
-        Column("text_score", "Captions", "CLIP score", "", "How well images show the captions they were made of: 100 "
-               f"times the cosine of CLIP's features, 0 where negative, mean with its 95 % interval ({_encoder(metric)}"
-               "). Higher is better; the last line has the captions' own images.",
+        Column("text_score", "Captions", "CLIP score", "", define_text_score(metric.text_encoder, "with its "
+               "95 % interval") + "; the last line has the captions' own images.",
                lambda row: row.text_score, floor=lambda m: m.text_score),
         Column("test_loss", "Loss on held-out images", "all t", "", "Mean squared error of the predicted noise on "
                "held-out images over all timesteps, without weighting, on the same draws for every row.",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from noisewise.files import read_json
-from noisewise.report.columns import Scaling, decimals_of, format_value, scale_of
+from noisewise.report.columns import Scaling, decimals_of, define_text_score, format_value, scale_of
 from noisewise.report.results import Interval
 
 Arm = Mapping[str, Any]
@@ -139,6 +139,11 @@ def _sampled_columns(results: Mapping[str, Any]) -> list[Column]:
                _group(i), "thousandths", 4)
         for i in range(len(first)) if same
     ]  # fmt: skip
+    captions = []
+    if "text_score" in metric:
+        meaning = define_text_score(metric["text_encoder"], "over seeds ± standard deviation")
+        own = f"the captions' own images: {metric['text_score']['value']:.2f}"
+        captions = [Column("Captions", "CLIP score", "", f"{meaning}; {own}.", lambda arm: arm["text_score"])]
     return [
         Column("Quality", "Fréchet distance", "", f"{metric['name']}, {metric['n']:,} images a side: mean over seeds "
                "± standard deviation. Lower is better.", lambda arm: arm["frechet"]),
@@ -148,6 +153,7 @@ def _sampled_columns(results: Mapping[str, Any]) -> list[Column]:
         Column("Quality", "says", "", "“no difference shown” where the interval covers zero.", _relation),
         Column("Quality", "KID", "", "Kernel distance of the same features, mean ± deviation over seeds.",
                lambda arm: arm["kid"], "thousandths"),
+        *captions,
         Column("Loss on held-out images", "all t", "", "Held-out loss of the predicted noise, mean ± deviation over "
                "seeds, on the same draws for all arms of a seed.", lambda arm: arm["test_loss"], "thousandths", 4),
         *groups,

@@ -61,7 +61,7 @@ class _Builder:
         quality = None if latents is None else self.trainings.once(latents.quality(reference, self.features()))
         return Graph(
             self.recipe, self.base, rows, snapshots, reference, timing, coverage, self.ideal_loss(), quality,
-            text_score_step(self.recipe, self.base, rows),
+            text_score_step(self.recipe, self.base, {row.id: row.sample for row in rows}),
         )  # fmt: skip
 
     # ---- networks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +19,14 @@ if TYPE_CHECKING:
     from noisewise.data.images import Images
     from noisewise.workflow.executor import Job
     from noisewise.workflow.foundation import Foundation
-    from noisewise.workflow.graph import Row
     from noisewise.workflow.recipe import Recipe
 
 SAMPLE = "sample["  # of a row among the step's inputs, closed by "]"
 Result = dict[str, Any]
 
 
-def text_score_step(recipe: Recipe, base: Foundation, rows: Sequence[Row]) -> StepSpec | None:
-    """One step for all rows; None where the user gives no encoder."""
+def text_score_step(recipe: Recipe, base: Foundation, samples: Mapping[str, StepSpec]) -> StepSpec | None:
+    """One step for all ``samples``, by the name of their row; None where the user gives no encoder."""
     encoder = encoder_of(recipe)
     if encoder is None:
         return None
@@ -42,7 +41,9 @@ def text_score_step(recipe: Recipe, base: Foundation, rows: Sequence[Row]) -> St
         "seed": recipe.sample.seed,
         "evaluate": recipe.evaluate.model_dump(mode="json", include={"num_threads"}),
     }
-    return StepSpec("text-score", "text_score", settings, {f"{SAMPLE}{row.id}]": row.sample for row in rows})
+    return StepSpec(
+        "text-score", "text_score", settings, {f"{SAMPLE}{row}]": sample for row, sample in samples.items()}
+    )
 
 
 def encoder_of(recipe: Recipe) -> Path | None:

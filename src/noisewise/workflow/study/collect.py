@@ -11,10 +11,17 @@ from typing import Any
 from noisewise.workflow import provenance
 from noisewise.workflow.results import fallbacks
 from noisewise.workflow.store import Store, closure, utc_now
-from noisewise.workflow.study.cells import Cell, Layout
-from noisewise.workflow.study.collect_sampled import arm_facts, cell_facts, groups_of, groups_table, study_facts
+from noisewise.workflow.study.cells import Layout
+from noisewise.workflow.study.collect_sampled import (
+    INTERVALS,
+    arm_facts,
+    cell_facts,
+    groups_of,
+    groups_table,
+    study_facts,
+)
 from noisewise.workflow.study.definition import Arm, Own
-from noisewise.workflow.study.sampled import SampledCell, SampledLayout
+from noisewise.workflow.study.sampled import SampledLayout
 from noisewise.workflow.study.statistics import Spread
 from noisewise.workflow.study.timing import timing
 
@@ -28,7 +35,7 @@ def collect(layout: Layout, store: Store, commands: Mapping[str, float]) -> dict
         commands: seconds of this command's own work outside steps, by what it was.
     """
     study, own = layout.study, layout.study.own
-    cells = [_cell(cell, own, store) for cell in layout.cells]
+    cells = [_cell(layout, cell, own, store) for cell in layout.cells]
     judged = own.judge(layout, store) if own is not None else {}
     arms = [_arm(layout, arm, [cell for cell in cells if cell["arm"] == arm.key], judged, store) for arm in layout.arms]
     return {
@@ -94,9 +101,9 @@ def _data(layout: Layout) -> dict[str, Any]:
     return {name: getattr(data, name) for name in names}
 
 
-def _cell(cell: Cell, own: Own | None, store: Store) -> dict[str, Any]:
+def _cell(layout: Layout, cell: Any, own: Own | None, store: Store) -> dict[str, Any]:
     """The numbers of one arm with one seed."""
-    facts = cell_facts(cell, store) if isinstance(cell, SampledCell) else {}
+    facts = cell_facts(layout, cell, store) if isinstance(layout, SampledLayout) else {}
     return {
         "arm": cell.arm.key,
         "label": cell.arm.label,
@@ -137,7 +144,7 @@ def _spread(values: Sequence[float | None]) -> dict[str, Any] | None:
 
 
 def csv_of_cells(cells: Sequence[Mapping[str, Any]]) -> str:
-    """One line per cell; groups' losses and KID's ends in columns of their own."""
+    """One line per cell; groups' losses and the ends of intervals in columns of their own."""
     lines = [_flat(cell) for cell in cells]
     names = list(dict.fromkeys(name for line in lines for name in line))
     text = io.StringIO()
@@ -150,8 +157,8 @@ def csv_of_cells(cells: Sequence[Mapping[str, Any]]) -> str:
 def _flat(cell: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in cell.items():
-        if name == "kid":
-            flat |= {"kid": value["value"], "kid_low": value["low"], "kid_high": value["high"]}
+        if name in INTERVALS:
+            flat |= {name: value["value"], f"{name}_low": value["low"], f"{name}_high": value["high"]}
         elif name == "group_test_loss":
             flat |= {f"test_loss_group_{i}": loss for i, loss in enumerate(value)}
         elif name == "active_parameters":

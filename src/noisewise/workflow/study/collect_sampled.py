@@ -14,6 +14,7 @@ from noisewise.workflow.study.definition import Arm
 from noisewise.workflow.study.sampled import SampledCell, SampledLayout
 from noisewise.workflow.study.statistics import Difference, Spread, difference, resolution
 from noisewise.workflow.study.steps import RESAMPLED
+from noisewise.workflow.text_scores import about, scored
 
 
 def study_facts(layout: Layout, cells: Sequence[Mapping[str, Any]], store: Store) -> dict[str, Any]:
@@ -23,13 +24,14 @@ def study_facts(layout: Layout, cells: Sequence[Mapping[str, Any]], store: Store
     reference = store.record(layout.reference_step).result
     return {
         "metric": {"name": reference["metric"], "n": reference["n"], "provenance": reference["frechet"],
-                   **noise(layout, store)},
+                   **scored(layout.text_scores.get(layout.seeds[0]), store, None),
+                   **about(layout.text_scores.get(layout.seeds[0]), store), **noise(layout, store)},
         "match": cost_to_match(layout, cells, store) if layout.study.cost_to_match else [],
         "snapshots": _snapshots(layout, store),
     }  # fmt: skip
 
 
-def cell_facts(cell: SampledCell, store: Store) -> dict[str, Any]:
+def cell_facts(layout: SampledLayout, cell: SampledCell, store: Store) -> dict[str, Any]:
     """The numbers of one arm with one seed."""
     sampled, evaluated = store.record(cell.row.sample).result, store.record(cell.row.evaluate).result
     loss, near = store.record(cell.row.loss).result, store.record(cell.neighbours).result
@@ -37,6 +39,7 @@ def cell_facts(cell: SampledCell, store: Store) -> dict[str, Any]:
     return {
         "frechet": evaluated["frechet"]["value"],
         "kid": {key: evaluated["kid"][key] for key in ("value", "low", "high")},
+        **scored(layout.text_scores.get(cell.seed), store, cell.arm.key),
         "test_loss": loss["mean"],
         "group_test_loss": loss["groups"],
         **{key: sampled[key] for key in ("macs_per_image", "num_inference_steps", "active_parameters")},
@@ -54,6 +57,7 @@ def cell_facts(cell: SampledCell, store: Store) -> dict[str, Any]:
 
 SPREAD = ("frechet", "test_loss", "macs_per_image", "training_macs", "training_seconds", "near_copies",
           "neighbour_distance", "neighbour_distance_held_out")  # fmt: skip
+INTERVALS = ("kid", "text_score")
 
 
 def arm_facts(
@@ -65,7 +69,7 @@ def arm_facts(
     found = compare(layout, arm, against, store) if arm is not against else None
     return {
         **{name: vars(Spread.of([cell[name] for cell in cells])) for name in SPREAD},
-        "kid": vars(Spread.of([cell["kid"]["value"] for cell in cells])),
+        **{name: vars(Spread.of([cell[name]["value"] for cell in cells])) for name in INTERVALS if name in first},
         "groups": [[group.t_start, group.t_stop] for group in layout.cell(arm, layout.seeds[0]).graph.plan.groups],
         "group_test_loss": [
             None if first["group_test_loss"][g] is None else Spread.of([c["group_test_loss"][g] for c in cells]).mean

@@ -12,6 +12,7 @@ from noisewise.workflow.graph import Graph, Row
 from noisewise.workflow.store import StepSpec, closure, plain
 from noisewise.workflow.study.cells import Cell, Layout
 from noisewise.workflow.study.definition import Study
+from noisewise.workflow.text_scores import text_score_step
 
 NUM_SPLITS = 20  # of real images into halves, for the metric's own noise
 NUM_NEIGHBOURS = 1000  # images a cell whose nearest training image is looked for
@@ -38,6 +39,7 @@ class SampledLayout(Layout):
     floor: StepSpec
     again: StepSpec  # the reference arm's first network, sampled and evaluated once more
     resamples: Mapping[int, StepSpec]  # by seed
+    text_scores: Mapping[int, StepSpec]  # by seed; none where the user gives no encoder
     timings: tuple[StepSpec, ...]  # one per sampler, of the first seed
 
     @property
@@ -65,13 +67,14 @@ class SampledLayout(Layout):
             ordered += [cell.row.model for cell in cells]
             ordered += [end for cell in cells for end in cell.ends]
             ordered += [step for cell in cells for step in self.snapshots.get(cell, {}).values()]
-            ordered += [self.resamples[seed]] if self.resamples else []
+            ordered += [steps[seed] for steps in (self.resamples, self.text_scores) if steps]
         return tuple(closure([*ordered, self.again, *self.timings]))
 
     @cached_property
     def titles(self) -> Mapping[str, str]:
         titles = dict(super().titles)
-        return titles | {step.id: f"seed {seed} · {step.name}" for seed, step in self.resamples.items()}
+        shared = [*self.resamples.items(), *self.text_scores.items()]
+        return titles | {step.id: f"seed {seed} · {step.name}" for seed, step in shared}
 
 
 def compared_by_images(layout: Layout) -> SampledLayout:
@@ -84,10 +87,16 @@ def compared_by_images(layout: Layout) -> SampledLayout:
         seed: _resample([cell for cell in cells if cell.seed == seed], seed, layout.num_resamples)
         for seed in layout.seeds
     } if len(first) > 1 else {}  # fmt: skip
+    text_scores = {
+        seed: step
+        for seed in layout.seeds
+        if (step := _text_score([cell for cell in cells if cell.seed == seed])) is not None
+    }
     floor = StepSpec("floor", "floor", {**reference.graph.reference.settings, "num_splits": NUM_SPLITS})
     return SampledLayout(
         layout.study, layout.raw, layout.recipe, layout.seeds, cells, layout.num_resamples, floor=floor,
-        again=_again(reference.row), resamples=resamples, timings=tuple(_timings(list(first.values()))),
+        again=_again(reference.row), resamples=resamples, text_scores=text_scores,
+        timings=tuple(_timings(list(first.values()))),
     )  # fmt: skip
 
 
@@ -139,6 +148,11 @@ def _resample(cells: Sequence[SampledCell], seed: int, num_resamples: int | None
     reference = cells[0].graph.reference
     settings = {"seed": seed, "num_resamples": num_resamples}
     return StepSpec("resample", "resample", settings, {**inputs, "reference": reference})
+
+
+def _text_score(cells: Sequence[SampledCell]) -> StepSpec | None:
+    graph = cells[0].graph
+    return text_score_step(graph.recipe, graph.base, {cell.arm.key: cell.row.sample for cell in cells})
 
 
 def _timings(cells: Sequence[SampledCell]) -> Iterator[StepSpec]:
