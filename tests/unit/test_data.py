@@ -171,6 +171,32 @@ def test_a_test_folder_is_the_test_split_and_the_fraction_is_said_to_be_ignored(
     assert (len(data.train), len(data.test)) == (6, 4)
 
 
+def test_held_out_images_that_are_trained_on_too_are_refused(tmp_path: Path) -> None:
+    inner = make_folder(tmp_path / "all" / "test", 4)
+    make_folder(tmp_path / "all" / "train", 6)
+    (tmp_path / "link").symlink_to(inner)
+    for train, test in (
+        (tmp_path / "all", inner),
+        (inner, inner),
+        (inner, tmp_path / "all"),
+        (inner, tmp_path / "link"),
+    ):
+        with pytest.raises(SettingError, match=r"data\.test_folder: 4 of its (4|10) images are training images too"):
+            load_data(FolderSettings(kind="folder", folder=train, test_folder=test))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bits_become_eight_and_levels_without_a_range_are_refused(tmp_path: Path, channels: int) -> None:
+    levels = np.arange(0, 65536, 1024, dtype=np.uint16).reshape(8, 8)
+    Image.fromarray(levels).save(tmp_path / "a.png")
+    Image.fromarray(levels.astype(np.int32)).save(tmp_path / "a.tif")
+
+    found = decode_image(tmp_path / "a.png", channels, None)
+    assert np.array_equal(found, np.broadcast_to(levels // 256, (channels, 8, 8)))
+    with pytest.raises(ValueError, match="mode I"):
+        decode_image(tmp_path / "a.tif", channels, None)
+
+
 def test_images_are_cropped_to_the_centre_resized_and_laid_on_white(tmp_path: Path) -> None:
     wide = np.zeros((8, 16, 3), np.uint8)
     wide[:, 4:12] = 200  # the central square

@@ -62,6 +62,8 @@ def test_parquet_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         load_data(settings("cut.parquet"))
     with pytest.raises(SettingError, match=r"data\.image_column: .* has no column 'img', only image, label"):
         load_data(settings("a.parquet", image_column="img"))
+    with pytest.raises(SettingError, match=r"data\.test: .*a\.parquet is among data\.train too"):
+        load_data(settings("a.parquet", test=(tmp_path / ".." / tmp_path.name / "a.parquet",)))
     make_parquet(tmp_path / "text.parquet", words=["x"] * 10)
     with pytest.raises(SettingError, match=r"data\.label_column: 'words'"):
         load_data(settings("text.parquet", conditional=True, label_column="words"))

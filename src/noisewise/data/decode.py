@@ -34,7 +34,11 @@ def decode_image(source: Path | bytes, channels: int, image_size: int | None) ->
 
 
 def flatten(image: Image.Image, channels: int) -> Image.Image:
-    """Grey or RGB, any transparency laid on white."""
+    """Grey or RGB, 16-bit grey brought to 8 bits, any transparency laid on white."""
+    if image.mode.startswith("I;16"):  # Pillow itself would cut every level above 255 off
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are Pillow's mode {image.mode}, whose black and white nobody knows")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

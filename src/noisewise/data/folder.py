@@ -23,6 +23,7 @@ def folder_source(settings: FolderSettings) -> Source:
     paths: dict[Split, list[Path]] = {"train": find_images(folder, "data.folder")}
     if settings.test_folder is not None:
         paths["test"] = find_images(settings.test_folder.expanduser(), "data.test_folder")
+        _check_disjoint(paths["train"], paths["test"])
     roots: dict[Split, Path] = {"train": folder, "test": (settings.test_folder or folder).expanduser()}
     class_names = _class_names(roots, paths) if settings.conditional else None
     captions: dict[Split, list[str]] = {}
@@ -67,6 +68,18 @@ def find_images(folder: Path, setting: str) -> list[Path]:
     if not paths:
         raise SettingError(f"{setting}: {folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return sorted(paths)
+
+
+def _check_disjoint(train: list[Path], test: list[Path]) -> None:
+    """Refuse held-out images that are training images too, as where one folder lies in the other."""
+    places = {parent: Path(os.path.realpath(parent)) for parent in {path.parent for path in (*train, *test)}}
+    known = {places[path.parent] / path.name for path in train}
+    shared = [path for path in test if places[path.parent] / path.name in known]
+    if shared:
+        raise SettingError(
+            f"data.test_folder: {len(shared)} of its {len(test)} images are training images too, first {shared[0]}; "
+            "give folders of which neither holds the other's images"
+        )
 
 
 def _class_names(roots: dict[Split, Path], paths: dict[Split, list[Path]]) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from noisewise.errors import SettingError
 from noisewise.files import read_json, write_json
 from noisewise.streams import seed_of
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2  # of how images are decoded
 NPY_HEADER = 128
 
 

@@ -31,7 +31,7 @@ class DigitsSettings(CommonSettings):
     """scikit-learn's 1,797 handwritten digits, 8x8 grey, 10 classes; part of the installation."""
 
     kind: Literal["sklearn-digits"]
-    """Which source: this one."""
+    """Which source."""
     test_fraction: float = Field(default=0.5, gt=0, lt=1)
     """Share of the images held out, between 0 and 1; half by default, since they are also the metric's reference."""
 
@@ -43,7 +43,7 @@ class IdxSettings(CommonSettings):
     """
 
     kind: Literal["idx"]
-    """Which source: this one."""
+    """Which source."""
     folder: Path
     """Holds `train-images-idx3-ubyte`, `train-labels-idx1-ubyte` and two more for `t10k-`, each maybe with `.gz`."""
 
@@ -75,7 +75,7 @@ class FolderSettings(PillowSettings):
     """
 
     kind: Literal["folder"]
-    """Which source: this one."""
+    """Which source."""
     folder: Path
     """The training images, or all images where `test_folder` is absent."""
     test_folder: Path | None = None
@@ -86,7 +86,7 @@ class ParquetSettings(PillowSettings):
     """Image parquet as the Hugging Face hub has it; needs the extra `data` (pyarrow)."""
 
     kind: Literal["parquet"]
-    """Which source: this one."""
+    """Which source."""
     train: Path | tuple[Path, ...]
     """Parquet file or files of the training images, or of all images where `test` is absent."""
     test: Path | tuple[Path, ...] | None = None
