@@ -96,6 +96,21 @@ def test_empty_groups_train_nothing() -> None:
     assert not any(f"[{group}]" in step.name for group in empty for step in found.steps)
 
 
+def test_a_group_that_no_sampling_step_falls_into_is_named() -> None:
+    ten = {"plan": {"num_groups": 10}}
+    few = graph(sample={"num_images": 32, "num_inference_steps": 50}, **ten)  # DDIM's 0, 20, ..., 980
+    assert few.plan.groups[1].t_start > 0
+    assert few.plan.groups[1].t_stop <= 20
+    assert [note for note in few.base.notes if "serve" in note] == [
+        "group 1 serves none of the 50 calls of sampling: trained in vain, unless you sample with more steps"
+    ]
+    every = graph(sample={"num_images": 32, "num_inference_steps": 1000}, **ten)
+    assert not any("serve" in note for note in every.base.notes)
+    assert [step.id for step in few.steps if "[1]" in step.name] == [
+        step.id for step in every.steps if "[1]" in step.name
+    ]
+
+
 ALL_TRAINING = {"base", "base-continued", "uniform", "finetune[0]", "finetune[1]", "unpruned[0]", "unpruned[2]"}
 
 
