@@ -70,6 +70,12 @@ def test_every_option_is_explained(command: str, capsys: pytest.CaptureFixture[s
         (["run", str(RECIPE), "--only", "bas"], "did you mean base?"),
         (["rnu", str(RECIPE)], "run"),
         (["run", str(RECIPE), "--job", "2"], "--job"),
+        (["run", str(RECIPE), "--set", "data={kind:", "folder}"], "folder}: too many words; a value with spaces needs"),
+        (
+            ["prune", "absent", "--budget", "0.7", "--out", "x", "--model-name", "y"],
+            "--model-name: belongs to --propos",
+        ),
+        (["sample", "absent", "--out", "x"], "give a folder, or a name on the Hub (owner/name)"),
         (["status", "."], "is no run's folder"),
         (["report", "."], "results.json does not exist"),
         (["plan", "absent"], "absent: no such recipe"),
@@ -147,6 +153,14 @@ def test_plan_of_an_existing_model(pipeline: Path, capsys: pytest.CaptureFixture
     assert "10 calls" in said
     assert main(["plan", str(pipeline), "--set", "plan.groups=3"]) == 2
     assert "did you mean plan.num_groups?" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_too_high_up_is_said_to_be(pipeline: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(pipeline.parent)]) == 2
+    assert f"; did you mean {pipeline}?" in capsys.readouterr().err
+    (pipeline.parent / "recipe.yaml").touch()
+    assert main(["run", str(pipeline.parent)]) == 2
+    assert f"; did you mean {pipeline.parent / 'recipe.yaml'}?" in capsys.readouterr().err
 
 
 def test_dry_run_lists_every_step_and_writes_nothing(

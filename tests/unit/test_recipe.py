@@ -46,6 +46,17 @@ def test_template_is_a_valid_recipe_that_names_every_setting(tmp_path: Path) -> 
     assert recipe.data.kind == "sklearn-digits"
     for name in ("min_cost:", "ema_halflife_images:", "num_inference_steps:", "importance:", "# betas:"):
         assert f"  {name}" in text
+    for name in (
+        "kind: folder",
+        "test_folder:",
+        "kind: evolution",
+        "mutation:",
+        "from: FOLDER",
+        "kind: kl",
+        "kl_weight:",
+    ):
+        assert f" {name}" in text
+    assert not [line for line in text.splitlines() if line.endswith("-")]  # no word in two
 
 
 def test_null_that_means_something_survives(tmp_path: Path) -> None:
@@ -96,7 +107,12 @@ def test_yaml_numbers_and_words_mean_what_they_look_like() -> None:
         ("plan=3", "plan: 3 given; it should be a mapping of settings"),
         ("compare=[tdcc]", "compare[0]: 'tdcc' given; allowed: base, "),
         ("name=a/b", "name: 'a/b' given; Name of the run"),
-        ("model.from=x", "unknown setting; allowed: from"),
+        ("model.from=x", "unknown setting; allowed: from; --set 'model={from: ...}' replaces the whole section"),
+        ("num_groups=3", "num_groups: unknown setting; did you mean plan.num_groups?"),
+        ("plan.learning_rate=3", "did you mean base.learning_rate or finetune.learning_rate?"),
+        ("data.folder=x", "data.folder: belongs to data.kind idx or folder; sklearn-digits given"),
+        ("prune.proposer={kind: random, base_url: x}", "base_url: belongs to prune.proposer.kind llm; random given"),
+        ("compare=base", "compare: 'base' given; it should be a list, e.g. [base]"),
         ("schedule={kind: given}", "schedule: betas belong to kind `given`"),
         ("schedule={kind: linear, beta_max: 3}", "beta_max belongs to kind `vp`; kind `linear` would ignore it"),
         ("plan={method: given, path: p.json, num_groups: 3}", "method `given` would ignore num_groups"),
@@ -151,7 +167,7 @@ def test_missing_recipe_says_how_to_get_one(tmp_path: Path) -> None:
 
 
 def test_several_mistakes_are_counted() -> None:
-    with pytest.raises(SettingError, match=r"\(and 1 more\)"):
+    with pytest.raises(SettingError, match=r"\(and 1 more mistake\)"):
         check_recipe({**SMALL, "seed": -1, "plan": {"num_groups": 0}})
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, UnusedCliTokensError
 
 from noisewise import __version__
 from noisewise.cli import combine, models, recipes, studies
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted; the same command goes on from the last checkpoint", INTERRUPTED)
     except CycloptsError as error:
-        return _fail(f"{' '.join(str(error).split())} (noisewise {' '.join(words[:1])} --help)", 2)
+        return _fail(f"{_said(error)} (noisewise {' '.join(words[:1])} --help)", 2)
     except SettingError as error:
         return _fail(str(error), 2)
     except (TrainingError, recipes.step_error()) as error:
@@ -61,6 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         signal.signal(signal.SIGTERM, previous[0])
         warnings.showwarning = previous[1]
+
+
+def _said(error: CycloptsError) -> str:
+    """What cyclopts says of words on the command line; words left over are most often a value without its quotes."""
+    if isinstance(error, UnusedCliTokensError):
+        left = " ".join(error.unused_tokens or ())
+        return f"{left}: too many words; a value with spaces needs quotes, e.g. --set 'data={{kind: sklearn-digits}}'"
+    return " ".join(str(error).split())
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:

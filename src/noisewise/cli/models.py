@@ -80,7 +80,7 @@ def prune(
             raise SettingError("--batch-size: belongs to --budget seconds=...; MACs are the same share at any")
         _check_range("--batch-size", batch_size, 1)
         timing = timing.model_copy(update={"batch_size": batch_size})
-    options = {"base_url": base_url, "model": model_name, "api_key_env": api_key_env, "replay": replay}
+    options = {"base_url": base_url, "model_name": model_name, "api_key_env": api_key_env, "replay": replay}
     given = {name: value for name, value in options.items() if value is not None}
     search = None
     if proposer is None and given:
@@ -90,7 +90,8 @@ def prune(
     if proposer is not None and settings is not None:
         from noisewise.workflow.proposing import proposer_settings
 
-        search = proposer_settings(settings, proposer, {**given, "depth": True} if depth else given)
+        changes = {name.removesuffix("_name"): value for name, value in given.items()}
+        search = proposer_settings(settings, proposer, {**changes, "depth": True} if depth else changes)
     info = prune_model(
         model, asked, out, importance, settings, timesteps, seed, search, print, depth=depth, timing=timing
     )

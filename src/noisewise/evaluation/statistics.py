@@ -55,8 +55,8 @@ class Statistics:
                 arrays = {name: file[name] for name in file.files if name in ("mu", "sigma", "n", "provenance")}
         except FileNotFoundError:
             raise SettingError(f"evaluate.reference: {path} does not exist") from None
-        except (OSError, ValueError, AttributeError, zipfile.BadZipFile, EOFError) as error:
-            raise SettingError(f"evaluate.reference: {path} is not a whole .npz of arrays ({error})") from None
+        except (OSError, ValueError, AttributeError, zipfile.BadZipFile, EOFError):
+            raise SettingError(f"evaluate.reference: {path} is not a whole .npz of arrays (mu, sigma)") from None
         if not {"mu", "sigma"} <= arrays.keys():
             raise SettingError(f"evaluate.reference: {path} lacks the arrays mu and sigma")
         mean, covariance = arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64)

@@ -58,7 +58,7 @@ def _fetch(name: str, setting: str) -> Path:
 
 def _check_folder(folder: Path) -> None:
     if not folder.exists():
-        raise SettingError(f"model: {folder} does not exist (a local folder is needed; download models first)")
+        raise SettingError(f"model: {folder} does not exist; give a folder, or a name on the Hub (owner/name)")
     if not folder.is_dir():
         if folder.suffix in PICKLES:
             raise SettingError(f"model: {folder} is a pickle, which can run any program; save it as a diffusers folder")
@@ -68,7 +68,10 @@ def _check_folder(folder: Path) -> None:
     pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
     if pickles:
         raise SettingError(f"model: {folder} holds a pickle ({pickles[0]}) and no diffusers model; pickles are refused")
-    raise SettingError(f"model: {folder} is no diffusers folder (it has neither model_index.json nor config.json)")
+    hint = f"; did you mean {folder / 'pipeline'}?" if (folder / "pipeline" / INDEX).is_file() else ""
+    raise SettingError(
+        f"model: {folder} is no diffusers folder (it has neither model_index.json nor config.json){hint}"
+    )
 
 
 def read_index(folder: Path) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from noisewise.training.settings import TrainSettings
+from noisewise.workflow.explain import kinds_of, settings_classes
 from noisewise.workflow.recipe import check_recipe
 from noisewise.workflow.yaml_file import one_line
 
@@ -28,6 +30,7 @@ HEAD = """\
 # What it would do and cost:         noisewise run {name} --dry-run
 # Change one setting for one run:    noisewise run {name} --set plan.num_groups=8
 # Settings without a value are commented out; those at their defaults may be left out.
+# "Instead, kind: ..." names what else a section may be, with the settings that come with it.
 
 """
 
@@ -37,21 +40,44 @@ def template(name: str = "recipe.yaml") -> str:
     return HEAD.format(name=name) + "\n".join(_section(check_recipe(START), 0)) + "\n"
 
 
-def _section(section: BaseModel, depth: int) -> Iterator[str]:
+def _section(section: BaseModel, depth: int, choices: Sequence[type[BaseModel]] = ()) -> Iterator[str]:
+    """Lines of a section; ``choices`` are all classes that may stand in its place."""
     indent = "  " * depth
     for name, field in type(section).model_fields.items():
-        value = getattr(section, name)
-        yield from _comment(field, indent)
-        key = field.alias or name
+        value, key, others = getattr(section, name), field.alias or name, settings_classes(field.annotation)
+        if key == "kind" and len(choices) > 1:
+            kinds = [kind for choice in choices if "kind" in choice.model_fields for kind in kinds_of(choice)]
+            about = field.description or type(section).__doc__
+            yield from _wrapped(f"{about} [{', '.join(kinds)}]", f"{indent}# ")
+        else:
+            yield from _wrapped(_help(field), f"{indent}# ")
         if isinstance(value, BaseModel):
             yield f"{indent}{key}:"
-            yield from _section(value, depth + 1)
+            yield from _section(value, depth + 1, others)
+            yield from _instead(others, type(value), depth + 1)
         elif value is None:
             yield f"{indent}# {key}:"
+            yield from _instead(others if len(others) > 1 else (), None, depth + 1)
         else:
             yield f"{indent}{key}: {one_line(_plain(value))}"
         if depth == 0:
             yield ""
+
+
+def _instead(choices: Sequence[type[BaseModel]], present: type[BaseModel] | None, depth: int) -> Iterator[str]:
+    """What else a section may be, as comments, with the settings that come with it."""
+    start, word = "  " * depth + "# ", "With" if present is None else "Instead,"
+    known = {*TrainSettings.model_fields, *(present.model_fields if present else ())} - {"kind"}
+    for choice in choices:
+        if choice is present:
+            continue
+        fields = {field.alias or name: field for name, field in choice.model_fields.items() if name not in known}
+        if fields.pop("kind", None) is not None:
+            yield from _wrapped(f"{word} kind: {kinds_of(choice)[0]}. {choice.__doc__}", start)
+        else:
+            yield from _wrapped(f"{word} from: FOLDER. {_help(fields.pop('from'))}", start)
+        for name, field in fields.items():
+            yield from _wrapped(f"{name}: {_help(field)}", f"{start}  ")
 
 
 def _plain(value: Any) -> Any:
@@ -60,12 +86,16 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, bool | int | float | str) else str(value)
 
 
-def _comment(field: FieldInfo, indent: str) -> Iterator[str]:
-    """The setting's help, with what is allowed where its type or limits say so."""
-    words = " ".join((field.description or "").split())
-    if allowed := allowed_values(field):
-        words = f"{words} [{allowed}]"
-    yield from textwrap.wrap(words, WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}#   ")
+def _wrapped(words: str, start: str) -> list[str]:
+    """Lines of a comment; those after the first stand further in."""
+    words = " ".join(words.split())
+    return textwrap.wrap(words, WIDTH, initial_indent=start, subsequent_indent=f"{start}  ", break_on_hyphens=False)
+
+
+def _help(field: FieldInfo) -> str:
+    """What the setting means, with what is allowed where its type or limits say so."""
+    allowed = allowed_values(field)
+    return f"{field.description or ''} {f'[{allowed}]' if allowed else ''}"
 
 
 def allowed_values(field: FieldInfo) -> str:

@@ -54,7 +54,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise SettingError(f"{path}: no such recipe; `noisewise init` writes one to start from") from None
     except IsADirectoryError:
-        raise SettingError(f"{path}: is a folder, a recipe is a YAML file") from None
+        hint = f"; did you mean {path / 'recipe.yaml'}?" if (path / "recipe.yaml").is_file() else ""
+        raise SettingError(f"{path}: is a folder, a recipe is a YAML file{hint}") from None
     except UnicodeDecodeError:
         raise SettingError(f"{path}: not YAML: not a text file") from None
     except OSError as error:

@@ -27,7 +27,8 @@ def describe(model: Any) -> Network:
         return network
     if isinstance(getattr(model, "network", None), Network):
         raise SettingError(
-            f"model: a {type(model).__name__} consists of experts; this takes one network, such as one of them"
+            f"model: {type(model).__name__} given, which consists of experts; this takes one network, e.g. the "
+            "folder of one of them"
         )
     raise SettingError(
         f"model: {type(model).__name__} is not a network noisewise knows; it knows {', '.join(NAMES)}, and what it cut "
@@ -38,9 +39,10 @@ def describe(model: Any) -> Network:
 def known_network(model: Any) -> Network | None:
     """How ``model``, a network or a router of several, is called; None where it is something else.
 
-    Wrappers for several processes are looked through.
+    Wrappers for several processes and of `torch.compile` are looked through.
     """
     model = getattr(model, "module", model)
+    model = getattr(model, "_orig_mod", model)
     of_router = getattr(model, "network", None)
     return of_router if isinstance(of_router, Network) else _network_of(model)
 
