@@ -143,7 +143,7 @@ def is_latent_pipeline(folder: Path) -> bool:
     return (folder / INDEX).is_file() and autoencoder_folder(folder) is not None
 
 
-def find_autoencoder(path: Path, setting: str = SETTING) -> Path:
+def find_autoencoder(path: str | Path, setting: str = SETTING) -> Path:
     """The folder of an autoencoder: the one given, a pipeline's, or one that is fetched from the Hub by its name.
 
     Args:
@@ -173,7 +173,7 @@ def describe_autoencoder(folder: Path, scaling_factor: float | None = None, sett
     return Autoencoder(model)
 
 
-def load_autoencoder(folder: Path, scaling_factor: float | None = None, setting: str = SETTING) -> Autoencoder:
+def load_autoencoder(folder: str | Path, scaling_factor: float | None = None, setting: str = SETTING) -> Autoencoder:
     """The autoencoder in its own folder or in a pipeline's, in evaluation mode.
 
     Args:

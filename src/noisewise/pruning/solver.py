@@ -203,9 +203,7 @@ def _best(problem: Problem, budget: float, start: Array | None = None, fallback:
     above = polish(problem.within(problem.highest, np.inf), states[chosen[0]], maximise="-cost")
     costs = np.concatenate([costs, problem.cost(np.stack([below, above, *polished]))])
     smallest = float(problem.cost(np.zeros_like(problem.num_levels)))
-    proof = (
-        "the lower is every axis at its smallest" if smallest > problem.highest else "the nearest that the search found"
-    )
+    proof = "every axis at its smallest" if smallest > problem.highest else "the nearest that the search found"
     raise _refusal(problem, budget, np.append(costs, smallest), proof)
 
 
