@@ -110,10 +110,13 @@ def axis_figure(results: Results) -> Figure:
             axis.plot([arm["x"]] * len(values), values, "_", color=look.light, ms=5, mew=1)
     _quality(axis, results, [value for arm in placed for value in arm["frechet"]["values"]])
     axis.set_xlabel(results["axis"])
-    if max(arm["x"] for arm in placed) >= MANY:
-        count_axis(axis)
+    places = sorted({arm["x"] for arm in placed})
     if results["log_axis"]:
-        _log_ticks(axis, sorted({arm["x"] for arm in placed}))
+        _log_ticks(axis, places)
+    elif places[-1] >= MANY:
+        count_axis(axis)
+    elif all(x == int(x) for x in places):
+        axis.set_xticks([int(x) for x in places])
     if len(lines) > 1:
         figure.legend(loc="outside upper left", ncols=2)
     return figure
