@@ -11,6 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -207,7 +208,7 @@ def threads_of(step: StepSpec) -> int | None:
 def _remember_failure(store: Store, step: StepSpec, error: Exception) -> None:
     try:
         store.fail(step, f"{type(error).__name__}: {error}".splitlines()[0])
-    except OSError:
+    except (OSError, SettingError):
         return  # a full disk is reported by the error itself
 
 
@@ -231,18 +232,27 @@ class _Worker:
     def _listen(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            self._events.put((self, Event.from_json(line)))
+            try:
+                self._events.put((self, Event.from_json(line)))
+            except (ValueError, TypeError):
+                sys.stderr.write(line)  # said by a library before the worker could turn it away
         self._events.put((self, None))
+
+    @property
+    def is_alive(self) -> bool:
+        return self.process.poll() is None
 
     def start(self, step: StepSpec) -> None:
         assert self.process.stdin is not None
         self.step = step
-        self.process.stdin.write(step.id + "\n")
-        self.process.stdin.flush()
+        with suppress(BrokenPipeError):  # it died while it was idle; `_handle` is told so
+            self.process.stdin.write(step.id + "\n")
+            self.process.stdin.flush()
 
     def stop(self) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.close()  # an idle worker ends by this, a busy one by the signal
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()  # an idle worker ends by this, a busy one by the signal
         self.process.terminate()
         self.process.wait()
 
@@ -261,7 +271,7 @@ def run_parallel(steps: Sequence[StepSpec], store: Store, sink: Sink, work: Path
     try:
         while waiting or any(worker.step for worker in workers):
             for step in _ready(waiting, store, workers, num_jobs):
-                idle = next((worker for worker in workers if worker.step is None), None)
+                idle = next((worker for worker in workers if worker.step is None and worker.is_alive), None)
                 if idle is None:
                     idle = _Worker(command, events)
                     workers.append(idle)

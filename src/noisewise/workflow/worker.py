@@ -24,8 +24,9 @@ from noisewise.workflow.store import StepSpec, Store
 def main(work_path: Path, store_root: Path, num_jobs: int) -> int:
     """Do steps until standard input closes; a parent that dies, however, closes it, and this process goes too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets Ctrl-C too and decides
-    sink = JsonLines(sys.stdout)
-    sys.stdout = sys.stderr  # a stray print must not end up among the events
+    sink = JsonLines(os.fdopen(os.dup(1), "w", encoding="utf-8"))
+    os.dup2(2, 1)  # what a print or a library says must not end up among the events
+    sys.stdout = sys.stderr
     ids = _listen()
     warnings.showwarning = _show_warning
 
