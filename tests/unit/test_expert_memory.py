@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import nn
 from noisewise import ExpertDenoiser, NoiseSchedule, Plan
 from noisewise.errors import SettingError
 from noisewise.models.cost import count_parameters
+from noisewise.sampling.sampler import trajectory
 
 BOUNDS = (250, 500, 750)
 
@@ -87,6 +89,21 @@ def test_whoever_walks_over_the_model_sees_all_experts(folder: Path, walk: Calla
             assert [name for name, _ in result.named_parameters()] == [name for name, _ in own.named_parameters()]
             for ours, theirs in zip(result.parameters(), own.parameters(), strict=True):
                 assert torch.equal(ours.float(), theirs)
+
+
+@torch.no_grad()
+def test_a_part_of_the_list_and_copies_for_other_processes(folder: Path) -> None:
+    model, x, t = (
+        ExpertDenoiser.from_pretrained(folder / "unet"),
+        torch.ones(4, 1, 8, 8),
+        torch.tensor([0, 300, 600, 9]),
+    )
+    expected = router()(x, t).sample
+    assert torch.equal(pickle.loads(pickle.dumps(model))(x, t).sample, expected)
+    assert torch.equal(copy.deepcopy(model)(x, t).sample, expected)
+    part = ExpertDenoiser.from_pretrained(folder / "unet").experts[1:3]
+    assert torch.equal(part[0](x, 300).sample, router().experts[1](x, 300).sample)
+    assert len(part) == 2
 
 
 def test_device_and_dtype_are_known_without_building_experts(folder: Path) -> None:
@@ -181,6 +198,13 @@ def test_images_are_the_same_by_copies_on_the_device(prefetch: bool) -> None:
 
 
 @torch.no_grad()
+def test_sampling_runs_where_experts_are_brought() -> None:
+    model = router()
+    model.enable_expert_offload("meta")
+    step = next(trajectory(model, DDIMScheduler(), [0], num_inference_steps=2))
+    assert step.x.device.type == "meta"
+
+
 def test_a_batch_of_mixed_noise_levels_brings_one_expert_after_the_other() -> None:
     model, t = router(), torch.tensor([999, 0, 300])
     x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -20,12 +20,15 @@ from diffusers import (
     UNet2DModel,
     UniPCMultistepScheduler,
 )
+from diffusers.models.attention_processor import AttnProcessor, SlicedAttnProcessor
+from network_zoo import condition_unet
 from unet_zoo import settings
 
 from noisewise import ExpertDenoiser, NoiseSchedule, Plan, ShapedUNet2DModel
 from noisewise.errors import SettingError
 from noisewise.models.cost import count_parameters
 from noisewise.models.surgery import cut
+from noisewise.sampling.sampler import sample_images
 
 T = 1000
 
@@ -180,6 +183,67 @@ def test_shards_and_variants(tmp_path: Path) -> None:
     assert any("quantization_config" in str(warning.message) for warning in caught)
     with pytest.raises(SettingError, match="pickles"):
         router.save_pretrained(tmp_path, safe_serialization=False)
+
+
+@pytest.mark.parametrize("shard_size", ["10GB", "20KB"])
+def test_variants_lie_side_by_side(shard_size: str, tmp_path: Path) -> None:
+    make_router().save_pretrained(tmp_path, max_shard_size="20KB")
+    make_router().save_pretrained(tmp_path, max_shard_size=shard_size)  # in place of the first, whole or in shards
+    make_router().half().save_pretrained(tmp_path, variant="fp16")
+    own = make_expert(1).state_dict()
+    for variant, dtype in ((None, torch.float32), ("fp16", torch.float16)):
+        found = ExpertDenoiser.from_pretrained(tmp_path, variant=variant, torch_dtype=dtype).experts[1].state_dict()
+        assert all(torch.equal(tensor, own[name].to(dtype)) for name, tensor in found.items())
+    whole = [file.name for file in (tmp_path / "expert_1").glob("*.safetensors") if "fp16" not in file.name]
+    assert (len(whole) == 1) == (shard_size == "10GB")
+
+
+def test_a_pipeline_of_one_variant_is_loaded_without_its_name(tmp_path: Path) -> None:
+    """diffusers cannot be told it: it looks for the variant among names of files right in the component's folder."""
+    pipe = DDIMPipeline(make_router().half(), DDIMScheduler())
+    pipe.save_pretrained(tmp_path, variant="fp16")
+    with pytest.warns(UserWarning, match="variant fp16 alone"):
+        again = DiffusionPipeline.from_pretrained(tmp_path, torch_dtype=torch.float16)
+    for ours, theirs in zip(pipe.unet.parameters(), again.unet.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_only_the_main_process_writes(tmp_path: Path) -> None:
+    make_router().save_pretrained(tmp_path)
+    expert = tmp_path / "expert_0"
+    before = sorted(expert.iterdir())
+    make_router().save_pretrained(tmp_path, is_main_process=False)
+    assert sorted(expert.iterdir()) == before
+
+
+@torch.no_grad()
+def test_what_all_samples_have_in_common_goes_to_every_expert() -> None:
+    router, x, t = make_router(num_class_embeds=3), noise(3, 1, 8, 8), torch.tensor([3, 500, 999])
+    one = router(x, t, class_labels=torch.tensor([2])).sample
+    assert torch.equal(one, router(x, t, class_labels=torch.tensor([2, 2, 2])).sample)
+
+
+def test_experts_in_evaluation_mode_make_a_router_in_evaluation_mode() -> None:
+    experts = [make_expert(seed, dropout=0.5) for seed in range(3)]
+    router = ExpertDenoiser(experts, make_plan())
+    sample_images(router, DDIMScheduler(), 1, num_inference_steps=2)
+    assert not any(module.training for module in router.modules())  # sampling leaves dropout off
+    assert ExpertDenoiser([experts[0].train(), *experts[1:]], make_plan()).training
+
+
+def test_settings_of_attention_and_blocks_reach_every_expert() -> None:
+    router = ExpertDenoiser([condition_unet() for _ in range(3)], make_plan())
+    expected = {f"experts.{i}.{name}" for i in range(3) for name in router.experts[0].attn_processors}
+    assert router.attn_processors.keys() == expected
+    router.set_attn_processor(AttnProcessor())
+    assert {type(each) for each in router.attn_processors.values()} == {AttnProcessor}
+    router.set_attention_slice("max")
+    assert {type(each) for each in router.attn_processors.values()} == {SlicedAttnProcessor}
+    router.set_default_attn_processor()
+    assert {type(each) for each in router.attn_processors.values()} == {AttnProcessor}
+    router.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    assert [expert.up_blocks[0].s1 for expert in router.experts] == [0.9] * 3
+    assert not hasattr(make_router(), "enable_freeu")  # nor has a UNet2DModel
 
 
 def test_empty_groups_have_no_expert(tmp_path: Path) -> None:

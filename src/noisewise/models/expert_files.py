@@ -7,6 +7,7 @@ it is first used; what can be checked without building it is checked at once.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -38,16 +39,23 @@ PASSED_ON = (
     "disable_mmap",
 )
 WITHOUT_EFFECT = ("use_safetensors", "local_files_only")  # always so
+WEIGHTS = re.compile(  # diffusers' names of a model's files, whole or in shards, and of the list of shards
+    r"diffusion_pytorch_model(?:\.([^.]+?))?(?:-\d{5}-of-\d{5})?\.safetensors(?:\.index(?:\.([^.]+))?\.json)?"
+)
 
 
-def write_experts(experts: Sequence[Any], folder: Path, shared: Sequence[str], **options: Any) -> Ties:
+def write_experts(
+    experts: Sequence[Any], folder: Path, shared: Sequence[str], variant: str | None, **options: Any
+) -> Ties:
     """Write ``expert_<i>/`` folders; what an expert has in common with one before it is left out.
 
-    A folder that is there already is replaced rather than written into: experts may be mapped from its files.
+    A folder that is there already is replaced rather than written into: experts may be mapped from its files. Its
+    weights of other variants stay.
 
     Args:
         experts: [N]; None for an empty group.
         shared: module paths that all experts share with the first.
+        variant: part of the weights' file names; None for the ordinary ones.
         options: of a model's ``save_pretrained``.
 
     Returns:
@@ -62,11 +70,20 @@ def write_experts(experts: Sequence[Any], folder: Path, shared: Sequence[str], *
         paths = [*(shared if i != first else ()), *(path for path in tied if path not in shared)]
         stored: Any = without(expert, paths) if paths else expert
         target, beside = folder / f"expert_{i}", folder / f".expert_{i}.{os.getpid()}"
-        stored.save_pretrained(beside, **options)
+        stored.save_pretrained(beside, variant=variant, **options)
+        for file, other in _weights(target):
+            if other != variant:
+                file.rename(beside / file.name)
         shutil.rmtree(target, ignore_errors=True)
         beside.rename(target)
     beyond = {i: {path: j for path, j in tied.items() if path not in shared} for i, tied in ties.items()}
     return {i: tied for i, tied in beyond.items() if tied}
+
+
+def _weights(folder: Path) -> list[tuple[Path, str | None]]:
+    """Files of a model's weights, each with its variant."""
+    found = [(file, WEIGHTS.fullmatch(file.name)) for file in sorted(folder.glob("*"))]
+    return [(file, match[1] or match[2]) for file, match in found if match]
 
 
 def read_experts(folder: Path, config: Mapping[str, Any], options: Mapping[str, Any]) -> LazyExperts:
@@ -80,6 +97,7 @@ def read_experts(folder: Path, config: Mapping[str, Any], options: Mapping[str, 
     classes, shared = config["expert_classes"], config.get("shared_modules") or []
     first = next((i for i, kind in enumerate(classes) if kind is not None), 0)
     ties = _read_ties(folder, config)
+    options = {**options, "variant": options.get("variant") or _only_variant(folder / f"expert_{first}")}
     experts: LazyExperts
 
     def load(i: int) -> nn.Module:
@@ -97,6 +115,16 @@ def read_experts(folder: Path, config: Mapping[str, Any], options: Mapping[str, 
             check_files(folder / f"expert_{i}")
     experts = LazyExperts([None if kind is None else _later(load, i) for i, kind in enumerate(classes)])
     return experts
+
+
+def _only_variant(folder: Path) -> str | None:
+    """The variant that an expert's weights are all of; diffusers' pipelines cannot be told it where models nest."""
+    variants = {variant for _, variant in _weights(folder)}
+    if len(variants) != 1 or None in variants:
+        return None
+    (variant,) = variants
+    warnings.warn(f"model: {folder.parent} has weights of the variant {variant} alone; they are loaded", stacklevel=4)
+    return variant
 
 
 def _later(load: Any, i: int) -> Any:

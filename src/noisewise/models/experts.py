@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
+from diffusers.models.attention import AttentionMixin
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
-from torch.utils._pytree import tree_map_only
 
 from noisewise.errors import SettingError
 from noisewise.models.card import read_card, write_card
@@ -26,11 +27,14 @@ from noisewise.models.lazy import LazyExperts
 from noisewise.models.networks import Network, describe
 from noisewise.models.offload import ExpertOffload, check_device
 from noisewise.models.shared import Ties, add_aliases, drop_aliases, tie, tie_equal
+from noisewise.models.sources import fetched
 from noisewise.planning.plan import Plan
 
+FOR_EVERY_EXPERT = ("set_attention_slice", "set_default_attn_processor", "enable_freeu", "disable_freeu")  # methods
 
-class ExpertDenoiser(ModelMixin, ConfigMixin):
-    """One denoiser made of an expert per group of the plan.
+
+class ExpertDenoiser(ModelMixin, AttentionMixin, ConfigMixin):
+    """One denoiser made of an expert per group of the plan, in evaluation mode where all experts are.
 
     Args:
         experts: [N] models of one architecture that `describe` knows, index 0 nearest the data. Their widths may
@@ -58,6 +62,7 @@ class ExpertDenoiser(ModelMixin, ConfigMixin):
             shared_modules=list(shared_modules),
             **_shared_settings(experts),
         )
+        self.training = self.experts.training = any(expert.training for expert in experts if expert is not None)
 
     def forward(self, *arguments: Any, **keywords: Any) -> Any:
         """Denoise each sample by its own timestep's expert.
@@ -84,8 +89,8 @@ class ExpertDenoiser(ModelMixin, ConfigMixin):
         predictions, order = [], []
         for group in present:
             rows = (groups == group).nonzero().squeeze(1)  # [b]
-            part = {name: _rows(value, rows) for name, value in inputs.items() if name in self.network.batch_arguments}
-            predictions.append(self._call(group, {**inputs, **part, "return_dict": False})[0])
+            part = self.network.part(inputs, rows, len(groups))
+            predictions.append(self._call(group, {**part, "return_dict": False})[0])
             order.append(rows.to(predictions[-1].device))
         prediction = torch.cat(predictions)[torch.cat(order).argsort()]  # [B, C, H, W]
         return UNet2DOutput(sample=prediction) if inputs.get("return_dict", True) else (prediction,)
@@ -95,11 +100,18 @@ class ExpertDenoiser(ModelMixin, ConfigMixin):
         return self._expert(group)(**{**inputs, "timestep": self.network.timesteps(inputs["timestep"], image)})
 
     def __getattr__(self, name: str) -> Any:
-        """What pipelines look into beside the configuration is the same in all experts."""
+        """What pipelines look into beside the configuration is the same in all experts; what they set, all are told."""
         network = self.__dict__.get("network")
         if network is not None and name in network.pipeline_modules:
             return getattr(self._first(), name)
+        if network is not None and name in FOR_EVERY_EXPERT and hasattr(network.kind, name):
+            return partial(self._tell, name)
         return super().__getattr__(name)
+
+    def _tell(self, name: str, *arguments: Any, **keywords: Any) -> None:
+        for expert in self.experts:
+            if expert is not None:
+                getattr(expert, name)(*arguments, **keywords)
 
     def _expert(self, group: int) -> nn.Module:
         expert = self.experts[group]
@@ -201,25 +213,25 @@ class ExpertDenoiser(ModelMixin, ConfigMixin):
     ) -> None:
         """Write ``expert_<i>/`` folders, each a model of its own, and then config.json with the plan.
 
-        What experts have in common is written once, with the first that has it.
+        What experts have in common is written once, with the first that has it. Only the main process writes.
         """
         if not safe_serialization:
             raise SettingError("safe_serialization: False would write pickles; noisewise writes safetensors only")
+        if not is_main_process:
+            return
         folder = Path(save_directory)
         ties = write_experts(
             list(self.experts),
             folder,
             self.config.shared_modules,
-            is_main_process=is_main_process,
+            variant,
             save_function=save_function,
-            variant=variant,
             max_shard_size=max_shard_size,
         )
         if ties or self.config.get(TIES):
             self.register_to_config(**{TIES: {str(i): tied for i, tied in ties.items()}})
-        if is_main_process:
-            self.save_config(folder)
-            write_card(self, folder, self._card)
+        self.save_config(folder)
+        write_card(self, folder, self._card)
         if push_to_hub:
             self.push_to_hub(options.pop("repo_id", folder.name), variant=variant, **options)
 
@@ -265,15 +277,15 @@ class ExpertDenoiser(ModelMixin, ConfigMixin):
         output_loading_info: bool = False,
         **options: Any,
     ) -> Any:
-        """Read back what `save_pretrained` wrote, from a local folder; ``options`` go to every expert.
+        """Read back what `save_pretrained` wrote, from a folder or by its name on the Hub.
 
-        Files are mapped, and an expert is built when it is first used.
+        Files are mapped, and an expert is built when it is first used. ``options`` go to every expert.
 
         Returns:
             The model in evaluation mode; with ``output_loading_info`` a pair with an empty report, since an expert
             that does not load whole is an error.
         """
-        folder = Path(pretrained_model_name_or_path) / (subfolder or "")
+        folder = fetched(pretrained_model_name_or_path) / (subfolder or "")
         config = read_config(folder)
         if config["_class_name"] != cls.__name__:
             raise SettingError(f"model: {folder} holds {config['_class_name']}, not {cls.__name__}")
@@ -299,11 +311,6 @@ class ExpertDenoiser(ModelMixin, ConfigMixin):
         model.training = experts.training = False
         model.register_to_config(**{"shared_modules": [], **{k: v for k, v in config.items() if k[:1] != "_"}})
         return model
-
-
-def _rows(value: Any, rows: torch.Tensor) -> Any:
-    """The given samples' part of a forward argument: of a tensor [B, ...], or of all tensors within it."""
-    return tree_map_only(torch.Tensor, lambda tensor: tensor[rows.to(tensor.device)], value)
 
 
 def _check_experts(experts: Sequence[ModelMixin | None], plan: Plan) -> Network:

@@ -28,6 +28,10 @@ class LazyExperts(nn.ModuleList):
         super().__init__()
         self._modules = _Pending({str(i): loader for i, loader in enumerate(loaders)})
 
+    def __getitem__(self, index: Any) -> Any:
+        """An expert; of a slice a plain list of experts, which are built."""
+        return nn.ModuleList(list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)
+
     @property
     def loaded(self) -> list[bool]:
         """[N] whether each expert has been built."""
@@ -52,6 +56,9 @@ class _Pending(dict[str, Any]):
     def __setitem__(self, name: str, module: Any) -> None:
         self.loaders.pop(name, None)
         dict.__setitem__(self, name, module)
+
+    def __reduce__(self) -> Any:
+        return dict, (list(self.items()),)  # a copy, or what another process is sent, is of modules that are there
 
     def get(self, name: str, default: Any = None) -> Any:
         return self[name] if dict.__contains__(self, name) else default

@@ -239,6 +239,8 @@ def _evaluating(model: Any) -> Iterator[None]:
 
 
 def _device_of(model: Any) -> torch.device:
+    if isinstance(getattr(model, "device", None), torch.device) and isinstance(model, torch.nn.Module):
+        return model.device  # type: ignore[return-value]  # a router may keep parameters elsewhere
     parameter = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
     return torch.device("cpu") if parameter is None else parameter.device
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -86,6 +87,17 @@ class Network:
             if name not in self.arguments:
                 raise TypeError(f"{self.name}.forward has no argument {name!r}")
         return {**by_place, **keywords}
+
+    def part(self, inputs: Mapping[str, Any], rows: torch.Tensor, num: int) -> dict[str, Any]:
+        """A call's arguments for some of its ``num`` samples, ``rows`` [b]; what is one for all samples stays whole."""
+
+        def of_rows(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor[rows.to(tensor.device)] if tensor.ndim and len(tensor) == num else tensor
+
+        return {
+            name: tree_map_only(torch.Tensor, of_rows, value) if name in self.batch_arguments else value
+            for name, value in inputs.items()
+        }
 
     def timesteps(self, timestep: Any, image: torch.Tensor) -> Any:
         """``timestep``, a number or a tensor of none, one or B entries, as forward wants it."""
