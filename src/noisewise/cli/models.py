@@ -42,7 +42,7 @@ def prune(
     """Prune one model to one budget and save it as a diffusers folder.
 
     Args:
-        model: folder of a diffusers pipeline or model.
+        model: folder of a diffusers pipeline or model, or a name on the Hub.
         budget: MACs to keep, as a fraction of the model's, between 0 and 1; met within 2 % or refused. seconds=0.7: the
             same of the time a forward pass takes here, measured, met within 5 % or refused.
         out: folder to write; must not exist yet, or be empty.
@@ -136,10 +136,10 @@ def sample(
     prompts: Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True, negative="")] = None,
     prompts_from: Path | None = None,
 ) -> None:
-    """Images from a model, as PNG files and a grid of the first 64; metadata.csv says which is of which prompt.
+    """Images from a model, as PNG files and a grid of the first 64; of prompts, metadata.csv says which is of which.
 
     Args:
-        model: folder of a diffusers pipeline, e.g. runs/digits/pipeline.
+        model: folder of a diffusers pipeline, e.g. runs/digits/pipeline, or a name on the Hub.
         out: folder to write; must not exist yet, or be empty.
         num_images: 1 or more.
         sampler: the scheduler; by default ddim, or edm-heun or flow-euler where the model's noise schedule is theirs.
@@ -191,7 +191,7 @@ def evaluate(
     evaluate.text_image_encoder names an encoder, also CLIP's score of the images against them.
 
     Args:
-        model: folder of a diffusers pipeline.
+        model: folder of a diffusers pipeline, or a name on the Hub.
         recipe: recipe whose data (its held-out half), sample and evaluate settings are used.
         set_: change a setting, e.g. --set sample.num_inference_steps=20; may be given many times.
         reference: statistics (.npz, pytorch-fid's layout) to compare with instead of the held-out images.
