@@ -11,8 +11,12 @@ from report_fixture import made_up_results
 
 from noisewise.errors import SettingError
 from noisewise.report import markdown_table, parse_results, rich_table, summary_table
+from noisewise.report.class_table import class_markdown
 from noisewise.report.columns import decimals_of, format_value, scale_of, table_of, unbeaten
+from noisewise.report.page_parts import number
 from noisewise.report.results import Interval, Row
+from noisewise.report.study_tables import decimals_beside_zero
+from noisewise.report.study_words import answers
 from noisewise.sampling.grids import sample_grid
 
 
@@ -106,6 +110,34 @@ def test_markdown_survives_bars_and_tags(values: dict[str, Any]) -> None:
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert {line.replace("\\|", "").count("|") for line in lines} == {4}
     assert "<i>" not in text
+
+
+def test_names_of_classes_do_not_break_the_table(values: dict[str, Any]) -> None:
+    distance = {"value": 1.0, "low": 0.5, "high": 1.5}
+    classes = {"names": ["a|b", "<i>"], "metric": "kid_x", "floor": [distance] * 2, "rows": {"tdc": [distance] * 2}}
+    text = class_markdown(parse_results(values | {"classes": classes}))
+
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert {line.replace("\\|", "").count("|") for line in lines} == {4}
+    assert "<i>" not in text
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.6534, "0.6534"), (1437.0, "1,437"), (1437.26, "1,437"), (12345.6, "12,346"), (None, "–")]
+)
+def test_numbers_of_the_text_are_never_powers_of_ten(value: float | None, shown: str) -> None:
+    assert number(value) == shown
+
+
+def test_an_interval_beside_zero_is_seen_to_leave_it_out() -> None:
+    beside, around = Interval(value=-0.6, low=-1.2, high=-0.0004), Interval(value=-0.6, low=-1.2, high=0.0004)
+    assert [decimals_beside_zero(interval, 1.0, 1) for interval in (beside, around)] == [4, 1]
+    assert decimals_beside_zero(Interval(value=-0.6, low=-1.2, high=-0.2), 1.0, 1) == 1
+    difference = {"value": -0.6, "low": -1.2, "high": -0.0004, "relation": "better"}
+    arms = [{"key": "a", "label": "one", "against": "a", "difference": None},
+            {"key": "b", "label": "two", "against": "a", "difference": difference}]  # fmt: skip
+    (said,) = answers({"arms": arms, "metric": {}, "seeds": [0, 1]})
+    assert said == "two: better than “one” (−0.6000, 95 % interval −1.2000 to −0.0004)."
 
 
 @pytest.mark.parametrize("channels", [1, 3])

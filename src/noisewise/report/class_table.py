@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from noisewise.report.columns import MISSING, Cell, Line, decimals_of, format_value, scale_of
 from noisewise.report.results import Results
+from noisewise.report.tables import escaped
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ def class_markdown(results: Results) -> str:
     table = class_table(results)
     if table is None or not table.lines:
         return ""
-    heads = [f"{table.title}{f', {table.unit}' if table.unit else ''}", *table.names]
+    heads = [f"{table.title}{f', {table.unit}' if table.unit else ''}", *map(escaped, table.names)]
     lines = [f"| {' | '.join(heads)} |", "|:--|" + "--:|" * len(table.names)]
-    lines += [f"| {line.label} | {' | '.join(cell.text for cell in line.cells) or MISSING} |" for line in table.lines]
+    for line in table.lines:
+        cells = " | ".join(cell.text for cell in line.cells) or MISSING
+        lines.append(f"| {escaped(line.label)} | {cells} |")
     return "\n".join([*lines, "", table.why]) + "\n"

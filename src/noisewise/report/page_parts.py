@@ -67,12 +67,13 @@ class KindOfStep:
 
 
 def number(value: float | None, pattern: str = ",.4g") -> str:
-    """A number of the text: 1,437 or 0.653; unknown ones as a dash."""
+    """A number of the text: 1,437, 12,346 or 0.653; unknown ones as a dash."""
     if value is None:
         return MISSING
     if float(value).is_integer() and abs(value) < 1e15:
         return f"{int(value):,}"
-    return format(value, pattern)
+    shown = format(value, pattern)
+    return shown if "e+" not in shown else f"{value:,.0f}"  # 12,346 and not 1.235e+04
 
 
 def duration(seconds: float | None) -> str:

@@ -186,9 +186,19 @@ def numbers_of(value: Value) -> list[float]:
     return list(value) if isinstance(value, tuple) else [value]
 
 
+def decimals_beside_zero(interval: Interval, factor: float, decimals: int) -> int:
+    """Decimals that keep an interval's end from looking like 0 where the interval leaves 0 out."""
+    if interval.low is None or interval.high is None or interval.low <= 0 <= interval.high:
+        return decimals
+    near = min(abs(interval.low), abs(interval.high)) / factor
+    return next((more for more in range(decimals, decimals + 12) if round(near, more)), decimals)
+
+
 def _text(value: Value, factor: float, decimals: int) -> str:
     if isinstance(value, str):
         return value
+    if isinstance(value, Interval):
+        decimals = decimals_beside_zero(value, factor, decimals)
     if isinstance(value, Mapping):
         mean = format_value(value["mean"], factor, decimals)
         deviation = value["deviation"]

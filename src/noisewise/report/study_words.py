@@ -11,6 +11,7 @@ from noisewise.report.page_parts import duration, moment, number
 from noisewise.report.study_tables import (
     Arm,
     compared_spread,
+    decimals_beside_zero,
     difference_of,
     label_against,
     label_of_reference,
@@ -36,7 +37,8 @@ def answers(results: Mapping[str, Any]) -> list[str]:
 def _answer(arm: Arm, reference: str, several: bool) -> str:
     difference = difference_of(arm)
     numbers = numbers_of(difference)
-    value, low, high = (format_value(x, 1, decimals_of(numbers, 3)) for x in numbers)
+    decimals = decimals_beside_zero(difference, 1, decimals_of(numbers, 3))
+    value, low, high = (format_value(x, 1, decimals) for x in numbers)
     interval = f"{value}, 95 % interval {low} to {high}"
     relation = arm["difference"]["relation"]
     if relation == "no difference shown":
@@ -127,12 +129,13 @@ def _seeds(results: Mapping[str, Any]) -> str:
 
 def match_lines(results: Mapping[str, Any]) -> list[list[str]]:
     """Cost to match: label, seed, the distance to reach, and the training images and MACs when it was reached."""
-    factor, prefix = scale_of("up", [line["training_macs"] for line in results["match"] if line["training_macs"]])
+    known = [line["training_macs"] for line in results["match"] if line["training_macs"]]
+    factor, prefix = scale_of("up", known)
     lines = []
     for line in results["match"]:
         reached = line["training_images"] is not None
         images = number(line["training_images"]) if reached else "not reached"
-        macs = f"{line['training_macs'] / factor:.3g} {prefix} MACs" if reached else MISSING
+        macs = f"{number(line['training_macs'] / factor, ',.3g')} {prefix} MACs" if reached else MISSING
         lines.append([str(line["label"]), str(line["seed"]), f"{line['best']:.4g}", images, macs])
     return lines
 

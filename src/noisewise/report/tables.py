@@ -99,14 +99,14 @@ def markdown_table(results: Results, sections: Sequence[str] | None = None) -> s
     kept = [i for section, indices in table.sections() if sections is None or section in sections for i in indices]
     section_of = {i: section for section, indices in table.sections() for i in indices}
     heads = [heading(table, i) if section_of[i] == "Quality" else f"{section_of[i]}: {heading(table, i)}" for i in kept]
-    lines = ["| | " + " | ".join(_escape(head) for head in heads) + " |", "|:--|" + "--:|" * len(kept)]
+    lines = ["| | " + " | ".join(escaped(head) for head in heads) + " |", "|:--|" + "--:|" * len(kept)]
     for line in table.lines:
         cells = [f"**{line.cells[i].text}**" if line.cells[i].marked else line.cells[i].text for i in kept]
-        lines.append(f"| {_escape(line.label)} | " + " | ".join(cells) + " |")
+        lines.append(f"| {escaped(line.label)} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", table.footnote]) + "\n"
 
 
-def _escape(text: str) -> str:
+def escaped(text: str) -> str:
     """Text that a markdown cell shows as it is."""
     for character in "\\|*_<>`":
         text = text.replace(character, "&lt;" if character == "<" else "\\" + character)
