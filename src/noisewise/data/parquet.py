@@ -23,9 +23,11 @@ def parquet_source(settings: ParquetSettings) -> Source:
     paths: dict[Split, tuple[Path, ...]] = {"train": _paths(settings.train)}
     if settings.test is not None:
         paths["test"] = _paths(settings.test)
-        if shared := {path.resolve() for path in paths["train"]}.intersection(path.resolve() for path in paths["test"]):
-            raise SettingError(f"data.test: {min(shared)} is among data.train too; held-out images must be others")
     files = {split: [_open(path, f"data.{split}", settings) for path in paths[split]] for split in paths}
+    trained_on = {path.resolve() for path in paths["train"]}
+    for path in paths.get("test", ()):
+        if path.resolve() in trained_on:
+            raise SettingError(f"data.test: {path} is among data.train too; held-out images must be others")
     num_rows = {split: sum(file.metadata.num_rows for file in files[split]) for split in files}
     class_names = _class_names(files, settings) if settings.conditional else None
     if settings.caption_column is not None:
