@@ -210,6 +210,7 @@ def test_evaluate_and_plan_say_it_too(done: Path, capsys: pytest.CaptureFixture[
         ({"sample": {"guidance_scale": [1, 2, 3]}}, "3 values given, the plan has 2 groups; give one for each"),
         ({"sample": {"guidance_scale": -1}}, "sample.guidance_scale"),
         ({"conditioning": {"dropout": 1.0}}, "conditioning.dropout: 1.0 given"),
+        ({"compare": ["deepcache"]}, "compare: deepcache is sampled without guidance"),
         ({"conditioning": {"labels": True}}, "conditioning.labels: unknown setting"),
     ],
 )

@@ -117,6 +117,7 @@ def test_yaml_numbers_and_words_mean_what_they_look_like() -> None:
         ("schedule={kind: linear, beta_max: 3}", "beta_max belongs to kind `vp`; kind `linear` would ignore it"),
         ("plan={method: given, path: p.json, num_groups: 3}", "method `given` would ignore num_groups"),
         ("compare=[distilled]", "compare: distilled needs finetune.distill_weight"),
+        ("base.distill_weight=0.5", "base: distill_weight: 0.5 given; stage 1 has no teacher, finetune has"),
         ("schedule={kind: vp, sigma_max: 3}", "sigma_max belongs to kind `edm`; kind `vp` would ignore it"),
         ("schedule={kind: edm, sigma_min: 90}", "sigma_min: 90.0 given; it must be below sigma_max"),
         ("plan={alpha: 0.8}", "plan: alpha belongs to method `optimal-denoiser`; method `snr` would ignore it"),

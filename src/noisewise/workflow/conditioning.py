@@ -64,6 +64,8 @@ def check_conditioning(recipe: Recipe) -> None:
             f"sample.guidance_scale: {_plain(scale)} given, and no labels are dropped in training; guidance needs "
             "conditioning.dropout, 0.1 for one"
         )
+    if is_guided(scale) and "deepcache" in recipe.rows:
+        raise ValueError("compare: deepcache is sampled without guidance; leave it out, or sample.guidance_scale")
     if recipe.plan.path is None and len(scales_of(scale)) not in (1, recipe.plan.groups):
         raise ValueError(
             f"sample.guidance_scale: {len(scales_of(scale))} values given, the plan has {recipe.plan.groups} groups; "

@@ -215,6 +215,12 @@ class BaseSettings(TrainSettings):
     num_snapshots: int = Field(default=0, ge=0, le=50)
     """Evenly spaced snapshots of the base to evaluate, for the curve of quality against training images."""
 
+    @model_validator(mode="after")
+    def _has_no_teacher(self) -> BaseSettings:
+        if self.distill_weight > 0:
+            raise ValueError(f"distill_weight: {self.distill_weight:g} given; stage 1 has no teacher, finetune has")
+        return self
+
 
 class SingleStageSettings(Section):
     """Method single-stage: each group's model from scratch, at the same total number of training images."""
