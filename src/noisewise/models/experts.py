@@ -27,7 +27,6 @@ from noisewise.models.lazy import LazyExperts
 from noisewise.models.networks import Network, describe
 from noisewise.models.offload import ExpertOffload, check_device
 from noisewise.models.shared import Ties, add_aliases, drop_aliases, tie, tie_equal
-from noisewise.models.sources import fetched
 from noisewise.planning.plan import Plan
 
 FOR_EVERY_EXPERT = ("set_attention_slice", "set_default_attn_processor", "enable_freeu", "disable_freeu")  # methods
@@ -277,7 +276,7 @@ class ExpertDenoiser(ModelMixin, AttentionMixin, ConfigMixin):
         output_loading_info: bool = False,
         **options: Any,
     ) -> Any:
-        """Read back what `save_pretrained` wrote, from a folder or by its name on the Hub.
+        """Read back what `save_pretrained` wrote, from a local folder.
 
         Files are mapped, and an expert is built when it is first used. ``options`` go to every expert.
 
@@ -285,7 +284,7 @@ class ExpertDenoiser(ModelMixin, AttentionMixin, ConfigMixin):
             The model in evaluation mode; with ``output_loading_info`` a pair with an empty report, since an expert
             that does not load whole is an error.
         """
-        folder = fetched(pretrained_model_name_or_path) / (subfolder or "")
+        folder = Path(pretrained_model_name_or_path) / (subfolder or "")
         config = read_config(folder)
         if config["_class_name"] != cls.__name__:
             raise SettingError(f"model: {folder} holds {config['_class_name']}, not {cls.__name__}")
