@@ -202,6 +202,22 @@ def test_a_kill_between_the_moves_loses_nothing(tmp_path: Path) -> None:
     assert go(workspace).resumed_at == 48
 
 
+def test_of_a_damaged_checkpoint_and_a_kill_together_the_whole_one_is_taken(tmp_path: Path) -> None:
+    workspace = interrupted(tmp_path)
+    shutil.rmtree(workspace / "checkpoint.previous")  # killed behind this, with the next one whole beside
+    shutil.copytree(workspace / "checkpoint", workspace / "checkpoint.new")
+    (workspace / "checkpoint" / "model.safetensors").write_bytes(b"{}")
+    assert go(workspace).resumed_at == 96
+
+
+def test_without_a_whole_checkpoint_it_says_what_to_delete(tmp_path: Path) -> None:
+    workspace = interrupted(tmp_path)
+    shutil.rmtree(workspace / "checkpoint")
+    (workspace / "checkpoint.previous" / "model.safetensors").unlink()
+    with pytest.raises(SettingError, match=r"model\.safetensors is missing; delete .*checkpoint\.previous to train"):
+        go(workspace)
+
+
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     workspace = interrupted(tmp_path)
     with pytest.raises(SettingError, match=r"settings\.learning_rate differ"):

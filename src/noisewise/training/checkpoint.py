@@ -65,14 +65,13 @@ def load_checkpoint(workspace: Path) -> tuple[dict[str, dict[str, torch.Tensor]]
     newest, previous, _ = _places(workspace)
     if not newest.exists() and not previous.exists():
         return None
-    damage = _damage(newest) if newest.exists() else None
-    chosen = newest
-    if damage is not None or not newest.exists():
-        if not previous.exists() or _damage(previous) is not None:
-            raise SettingError(f"{damage}; delete {newest} to train from the start")
-        if damage is not None:
-            warnings.warn(f"{damage}; going on from the checkpoint before it", stacklevel=2)
-        chosen = previous
+    chosen, *rest = [place for place in (newest, previous) if place.exists()]
+    if (damage := _damage(chosen)) is not None:
+        if not rest or _damage(rest[0]) is not None:
+            places = " and ".join(map(str, (chosen, *rest)))
+            raise SettingError(f"{damage}; delete {places} to train from the start")
+        warnings.warn(f"{damage}; going on from the checkpoint before it", stacklevel=2)
+        chosen = rest[0]
     state = read_json(chosen / "state.json", "checkpoint")
     return {Path(name).stem: load_tensors(chosen / name) for name in state["files"]}, state
 
@@ -80,7 +79,8 @@ def load_checkpoint(workspace: Path) -> tuple[dict[str, dict[str, torch.Tensor]]
 def finish_move(workspace: Path) -> None:
     """Put a whole new checkpoint in its place where a process ended between the two moves; for one process to call."""
     newest, _, beside = _places(workspace)
-    if not newest.exists() and beside.exists() and _damage(beside) is None:
+    if beside.exists() and _damage(beside) is None and (not newest.exists() or _damage(newest) is not None):
+        shutil.rmtree(newest, ignore_errors=True)
         beside.rename(newest)
 
 
