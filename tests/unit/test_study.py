@@ -7,6 +7,7 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,17 @@ import pytest
 from noisewise.errors import SettingError
 from noisewise.report.study_page import write_study
 from noisewise.report.study_words import answers, headline
+from noisewise.workflow.foundation import num_trained_groups
+from noisewise.workflow.predict import si
 from noisewise.workflow.progress import Event
-from noisewise.workflow.recipe import Recipe
-from noisewise.workflow.store import Store
-from noisewise.workflow.study.collect import timing
+from noisewise.workflow.recipe import Recipe, check_recipe
+from noisewise.workflow.store import Store, closure
+from noisewise.workflow.study.collect import collect, timing
 from noisewise.workflow.study.definition import Arm, Paper, Study
 from noisewise.workflow.study.layout import Layout, lay_out
 from noisewise.workflow.study.registry import STUDIES, find_study
 from noisewise.workflow.study.run import cells_table, measure_noise, open_study, resolving, run_study, summary
+from noisewise.workflow.study.timing import work_of
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -80,6 +84,16 @@ def test_arms_of_a_study_at_equal_images_are_equal() -> None:
             if cell.row.id != "base"
         }
         assert max(images.values()) - min(images.values()) <= 20, images  # shares are rounded per group
+
+
+def test_empty_groups_take_no_images_from_their_arm() -> None:
+    recipe = check_recipe({**copy.deepcopy(TINY), "schedule": {"kind": "cosine"}, "plan": {"num_groups": 10}})
+    filled = {number: num_trained_groups(recipe, number) for number in (1, 2, 4, 8, 10, 15, 20)}
+    assert (filled[8], filled[10], filled[20]) == (8, 9, 17)
+    for arm in find_study("tdc-table3").arms(recipe):
+        assert arm.x is not None
+        images = arm.overrides["finetune.num_images"] * filled[int(arm.x)]
+        assert abs(images - 9 * 32) <= filled[int(arm.x)] / 2, arm.label
 
 
 def test_direction_meets_at_one_cost_and_turns_the_plan_round() -> None:
@@ -285,11 +299,21 @@ def test_time_is_accounted_for(two_seeds: Done) -> None:
     layout, store, _, _ = two_seeds
     found = timing(layout.steps, store, {"starting and waiting": 2.0})
     kinds = {kind["kind"]: kind["seconds"] for kind in found["kinds"]}
-    in_steps = sum(store.record(step).seconds for step in layout.steps)
+    in_steps = sum(store.record(step).all_seconds for step in layout.steps)
     assert sum(kinds.values()) == pytest.approx(in_steps + 2.0)
     assert kinds["training"] > 0
     three = sum(kinds[name] for name in ("training", "sampling", "feature extraction and distances"))
     assert found["share_outside"] == pytest.approx(1 - three / (in_steps + 2.0))
+
+
+def test_time_before_an_interruption_counts(two_seeds: Done) -> None:
+    _, store, _, _ = two_seeds
+    cell = two_seeds[0].cells[0]
+    record = store.record(cell.row.model)
+    taken_up = replace(record, seconds=2.0, result={**record.result, "training_seconds": 9.0})
+    assert taken_up.all_seconds == 9.0
+    assert sum(work_of(cell.row.model, taken_up).values()) == 9.0
+    assert record.all_seconds == record.seconds
 
 
 def test_neighbours_of_held_out_images_are_found_by_brute_force(two_seeds: Done) -> None:
@@ -329,10 +353,30 @@ def test_cost_and_resolution_come_before_the_work(runs: Path, tmp_path: Path) ->
     assert resolving(layout, fresh) == []  # nothing is known before real images were looked at
     table = cells_table(layout, fresh).splitlines()
     assert sum(int(line.split()[-3].replace(",", "")) for line in table[1:-1]) == 2 * (64 + 4 * 32)
+    (base,) = [line for line in table if line.startswith("the base") and " 5 " in line]
+    own = closure(layout.ends_of(next(cell for cell in layout.cells if cell.row.id == "base")))
+    assert f" {len(own)} " in base  # its snapshots' samples and evaluations too
+    assert any(step.name == "sample[base@32]" for step in own)
     store = Store(runs / "store")
     lines = resolving(laid_out(num_seeds=1, store=store), store, effect=1e-3)
     assert lines[-1].startswith("warning: an effect of 0.001")
     assert not any(line.startswith("warning") for line in resolving(layout, store, effect=1e6))
+
+
+def test_sums_are_short_whatever_they_round_to() -> None:
+    assert [si(value) for value in (999.4e9, 999.6e9, 1e12, 12.0)] == ["999 G", "1 T", "1 T", "12 "]
+
+
+def test_a_damaged_file_of_resamples_is_refused_by_name(two_seeds: Done) -> None:
+    layout, store, _, _ = two_seeds
+    path = store.folder(layout.resamples[layout.seeds[0]]) / "resampled.npy"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-8])
+    try:
+        with pytest.raises(SettingError, match=r"resampled\.npy: is not what the step wrote"):
+            collect(layout, store, {})
+    finally:
+        path.write_bytes(whole)
 
 
 def test_without_the_data_a_dry_run_says_what_a_study_costs(tmp_path: Path) -> None:

@@ -111,6 +111,15 @@ def test_a_group_that_no_sampling_step_falls_into_is_named() -> None:
     ]
 
 
+def test_what_nothing_looks_at_is_said() -> None:
+    ignored = graph(objective={"min_snr_gamma": 3.0, "p2_k": 2.0, "weighting": "min-snr"}, compare=[],
+                    sample={"num_images": 8, "num_inference_steps": 5, "scheduler": "dpm++", "eta": 0.5})  # fmt: skip
+    assert [note for note in ignored.base.notes if "ignored" in note] == [
+        "objective.p2_k: 2 is ignored, it belongs to weighting p2", "sample.eta: 0.5 is ignored by dpm++"
+    ]  # fmt: skip
+    assert "ignored" not in str(graph(sample={"num_images": 8, "eta": 0.5}, compare=[]).base.notes)
+
+
 ALL_TRAINING = {"base", "base-continued", "uniform", "finetune[0]", "finetune[1]", "unpruned[0]", "unpruned[2]"}
 
 

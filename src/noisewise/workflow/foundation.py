@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Mapping
@@ -156,6 +157,7 @@ def lay_foundation(
         check_null_class(recipe, model)
     text = text_stage(recipe, data, model)
     sampler, visited = sampler_of(recipe, objective, latents is not None)
+    notes.extend(_ignored(recipe, sampler))
     if latents is not None:
         from noisewise.models.autoencoder import check_scheduler
 
@@ -177,6 +179,18 @@ def lay_foundation(
         data, objective, settings, network, macs, parameters, plan, decoders, sampler, calls,
         _features_checksum(recipe), notes + plan.notes + _unused_notes(plan, visited), latents, text,
     )  # fmt: skip
+
+
+def _ignored(recipe: Recipe, sampler: Any) -> list[str]:
+    """Settings that the loss's weighting or the sampler does not look at."""
+    found, objective = [], recipe.objective
+    for name, weighting in (("min_snr_gamma", "min-snr"), ("p2_gamma", "p2"), ("p2_k", "p2")):
+        value = getattr(objective, name)
+        if objective.weighting != weighting and value != type(objective).model_fields[name].default:
+            found.append(f"objective.{name}: {value:g} is ignored, it belongs to weighting {weighting}")
+    if recipe.sample.eta and "eta" not in inspect.signature(sampler.step).parameters:
+        found.append(f"sample.eta: {recipe.sample.eta:g} is ignored by {recipe.sample.scheduler}")
+    return found
 
 
 def _load(recipe: Recipe, store: Store | None, required: bool, notes: list[str]) -> Dataset | None:

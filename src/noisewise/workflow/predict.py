@@ -34,7 +34,7 @@ def summary(graph: Graph, store: Store, num_jobs: int) -> str:
 def si(value: float) -> str:
     """A number with its prefix: 1.2e12 is "1.2 T"."""
     for factor, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= factor:
+        if value >= 0.9995 * factor:  # which is shown as 1
             return f"{value / factor:.3g} {prefix}"
     return f"{value:.3g} "
 

@@ -73,7 +73,7 @@ def collect(graph: Graph, store: Store, cached: Mapping[str, bool]) -> dict[str,
         "proposals": [_proposals(store, step) for step in _prunings(own)],
         "quality_against_images": _quality(graph, store, rows),
         "timing": [
-            {"step": step.name, "seconds": store.record(step).seconds, "cached": cached.get(step.name, True)}
+            {"step": step.name, "seconds": store.record(step).all_seconds, "cached": cached.get(step.name, True)}
             for step in graph.steps
         ],
         "warnings": [

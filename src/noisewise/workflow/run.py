@@ -227,7 +227,7 @@ def states(graph: Graph, store: Store) -> list[StepState]:
         if store.is_done(step):
             record = store.record(step)
             parameters = record.result.get("parameters")
-            found.append(StepState(step, "done", record.seconds, parameters))
+            found.append(StepState(step, "done", record.all_seconds, parameters))
         elif store.is_running(step):
             found.append(StepState(step, "running"))
         elif failure := store.failure(step):

@@ -102,6 +102,11 @@ class Record:
     finished: str  # UTC, ISO 8601
     provenance: dict[str, Any]
 
+    @property
+    def all_seconds(self) -> float:
+        """Of all attempts, as far as is known: a training remembers what it took before it was interrupted."""
+        return max(self.seconds, self.result.get("training_seconds", 0.0))
+
 
 class Store:
     """Folders of steps below ``root``."""

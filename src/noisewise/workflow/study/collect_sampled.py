@@ -46,7 +46,7 @@ def cell_facts(layout: SampledLayout, cell: SampledCell, store: Store) -> dict[s
         "resident_parameters": sampled["resident_parameters"],
         "training_images": sum(step.num_images for step in training),
         "training_macs": sum(spent_macs(step, store) for step in training),
-        "training_seconds": sum(store.record(step).seconds for step in training),
+        "training_seconds": sum(store.record(step).all_seconds for step in training),
         "near_copies": near["near_copies"],
         "neighbour_distance": near["median"],
         "neighbour_distance_held_out": near["held_out_median"],
@@ -87,6 +87,7 @@ def compare(layout: SampledLayout, arm: Arm, against: Arm, store: Store) -> Diff
     observed, resampled = [], []
     for seed in layout.seeds:
         step = layout.resamples[seed]
+        store.check(step)
         distances = np.load(store.folder(step) / RESAMPLED, allow_pickle=False)  # [A, B]
         order = store.record(step).result["arms"]
         resampled.append(distances[order.index(arm.key)] - distances[order.index(against.key)])
@@ -128,9 +129,9 @@ def groups_table(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _as_text(line: Mapping[str, Any]) -> list[str]:
-    known = [(line["parameters"], 1e3), (line["macs"], 1e6)]
-    sizes = ["–" if value is None else f"{value / unit:.4g}" for value, unit in known]
-    return [f"{line['t_start']:g}", f"{line['t_stop']:g}", *sizes]
+    sizes = [None if line[name] is None else line[name] / unit for name, unit in (("parameters", 1e3), ("macs", 1e6))]
+    texts = ["–" if size is None else f"{size:.4g}" if size < 9999.5 else f"{size:,.0f}" for size in sizes]
+    return [f"{line['t_start']:g}", f"{line['t_stop']:g}", *texts]
 
 
 def _seconds_per_image(layout: SampledLayout, arm: Arm, store: Store) -> float | None:

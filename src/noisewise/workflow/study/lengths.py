@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from noisewise.workflow.foundation import num_trained_groups
 from noisewise.workflow.recipe import Recipe
 from noisewise.workflow.study.definition import Arm, Paper, Study
 from noisewise.workflow.study.tdc import NEEDS, OTHER_SCALE, check_stage_2
@@ -44,7 +45,7 @@ def _figure_3(recipe: Recipe) -> Sequence[Arm]:
     arms = [Arm("base alone", "base", x=float(recipe.base.num_images), line=CONTINUED)]
     for share in STAGE_2_SHARES:
         per_group = max(1, round(share * recipe.stage_2.num_images))
-        total = recipe.base.num_images + per_group * recipe.plan.groups
+        total = recipe.base.num_images + per_group * num_trained_groups(recipe)
         continued = f"{CONTINUED}, {share:g}x"
         for line, row in ((CONTINUED, "base-continued"), (EXPERTS, "unpruned"), (PRUNED, "tdc")):
             overrides = {} if share == 1 else {"finetune.num_images": per_group}

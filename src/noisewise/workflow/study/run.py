@@ -96,7 +96,7 @@ def cells_table(layout: Layout, store: Store) -> str:
     lines = [("cell", "seed", "steps", "cached", "to do: images", "MACs")]
     counted: set[str] = set()
     for cell in layout.cells:
-        steps = closure(cell.ends)
+        steps = closure(layout.ends_of(cell))
         new = [step for step in steps if not store.is_done(step) and step.id not in counted]
         counted |= {step.id for step in new}
         images, macs = sum(step.num_images for step in new), sum(step.macs for step in new)

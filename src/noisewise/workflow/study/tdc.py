@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from noisewise.errors import SettingError
+from noisewise.workflow.conditioning import is_guided
+from noisewise.workflow.foundation import num_trained_groups
 from noisewise.workflow.recipe import Recipe
 from noisewise.workflow.settings import ExistingModel
 from noisewise.workflow.study.definition import Arm, Paper, Study, only_plan
@@ -32,9 +34,11 @@ def _table_1(recipe: Recipe) -> Sequence[Arm]:
 
 
 def _cached(recipe: Recipe) -> list[Arm]:
-    """DeepCache, for the networks that it is written for."""
+    """DeepCache, for the networks that it is written for, and without guidance."""
     settings = recipe.model
     if isinstance(settings, ExistingModel) or "Skip" in str(settings.model_dump()):
+        return []
+    if is_guided(recipe.sample.guidance_scale):
         return []
     return [Arm("base, DeepCache", "deepcache", note="deep features reused over steps, at TDC's MACs per image")]
 
@@ -117,7 +121,8 @@ def _table_3(recipe: Recipe) -> Sequence[Arm]:
 
 def _shared(recipe: Recipe, num_groups: int) -> dict[str, Any]:
     """A number of groups whose stage 2 sees, all groups together, the images that the recipe's own would."""
-    return {**only_plan(recipe, num_groups=num_groups), "finetune.num_images": stage_2_images(recipe, num_groups)}
+    filled = num_trained_groups(recipe, num_groups)
+    return {**only_plan(recipe, num_groups=num_groups), "finetune.num_images": stage_2_images(recipe, filled)}
 
 
 def check_stage_2(recipe: Recipe) -> None:
@@ -127,9 +132,9 @@ def check_stage_2(recipe: Recipe) -> None:
 
 
 def stage_2_images(recipe: Recipe, num_groups: int) -> int:
-    """Per group, so that all groups together see the images that the recipe's own groups would."""
+    """Per group, so that all groups together see the images that the recipe's own would; empty groups see none."""
     check_stage_2(recipe)
-    return max(1, round(recipe.stage_2.num_images * recipe.plan.groups / num_groups))
+    return max(1, round(recipe.stage_2.num_images * num_trained_groups(recipe) / num_groups))
 
 
 def _figure_7(recipe: Recipe) -> Sequence[Arm]:

@@ -21,7 +21,7 @@ def timing(steps: Sequence[StepSpec], store: Store, commands: Mapping[str, float
     main = tuple(spent)
     number: dict[str, int] = {}
     for step in steps:
-        for kind, seconds in _kinds(step, store.record(step)).items():
+        for kind, seconds in work_of(step, store.record(step)).items():
             spent[kind] = spent.get(kind, 0.0) + seconds
             number[kind] = number.get(kind, 0) + 1
     spent |= {kind: spent.get(kind, 0.0) + seconds for kind, seconds in commands.items()}
@@ -36,7 +36,7 @@ def timing(steps: Sequence[StepSpec], store: Store, commands: Mapping[str, float
     }
 
 
-def _kinds(step: StepSpec, record: Record) -> dict[str, float]:
+def work_of(step: StepSpec, record: Record) -> dict[str, float]:
     """A step's seconds: what its kind of work took, and the rest (loading, saving, checksums)."""
     if step.action in FEATURE_STEPS:
         return {"feature extraction and distances": record.seconds}
@@ -45,5 +45,5 @@ def _kinds(step: StepSpec, record: Record) -> dict[str, float]:
     own = {"train": ("training", "training_seconds"), "sample": ("sampling", "seconds")}.get(step.action)
     if own is None:
         return {SAVING: record.seconds}
-    worked = min(record.seconds, record.result[own[1]])
-    return {own[0]: worked, SAVING: record.seconds - worked}
+    worked = record.result[own[1]]
+    return {own[0]: worked, SAVING: max(0.0, record.all_seconds - worked)}
