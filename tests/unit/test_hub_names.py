@@ -16,9 +16,10 @@ from hub_server import hub
 from noisewise.models.autoencoder import Autoencoder, save_latent_pipeline
 
 USE = """
-import json, sys
+import contextlib, io, json, sys
 from pathlib import Path
 import numpy as np
+from noisewise.cli import main
 from noisewise.errors import SettingError
 from noisewise.models.sources import find_source
 from noisewise.workflow.builder import build_graph
@@ -40,6 +41,8 @@ found["folder"] = told(model={"from": str(find_source("me/latent"))})
 found["coder"] = told(autoencoder={"from": "me/coder"})
 images = [images_of(Path(name), 2, None, 2, 0, 2, 0.0) for name in ("me/latent", str(find_source("me/latent")))]
 found["same images"], found["images"] = bool(np.array_equal(*images)), list(images[0].shape)
+with contextlib.redirect_stdout(io.StringIO()) as said:
+    found["planned"] = main(["plan", "me/latent", "--num-inference-steps", "4"]), said.getvalue()
 found["stitched"] = str(open_pair(Path("me/latent"), Path("me/latent")).whole)
 for name, changes in (("model", {"model": {"from": "me/none"}}), ("coder", {"autoencoder": {"from": "me/none"}})):
     try:
@@ -95,6 +98,8 @@ def test_a_pipeline_of_latents_by_its_name_brings_its_autoencoder(tmp_path: Path
     assert found["coder"]["shape"] == [2, 4, 4]
     assert found["same images"]
     assert found["images"] == [2, 1, 8, 8]
+    assert found["planned"][0] == 0
+    assert "4 calls" in found["planned"][1]
     fetched = Path(found["stitched"])
     assert tmp_path / "home" in fetched.parents
     assert (fetched / "vqvae" / "config.json").is_file()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from noisewise.workflow.single import Planned
     from noisewise.workflow.store import Store
 
-Overrides = Annotated[tuple[str, ...], Parameter(name="--set", negative="", consume_multiple=False)]
+Overrides = Annotated[tuple[str, ...], Parameter(name="--set", negative="", consume_multiple=False, show_default=False)]
 Sampler = SchedulerKind
 PlanMethod = Literal["snr", "equal-width", "intervals", "optimal-denoiser"]
 ProgressStyle = Literal["auto", "bars", "lines", "json"]
@@ -68,7 +68,7 @@ def plan(
     A plan that looks at the data is kept in the store of the runs, where `noisewise run` finds it again.
 
     Args:
-        source: a recipe (YAML), or the folder of a diffusers pipeline.
+        source: a recipe (YAML), or the folder of a diffusers pipeline, or its name on the Hub.
         set_: change a setting, e.g. --set plan.num_groups=8; may be given many times.
         method: how to cut the noise range; a recipe's settings of another method are left out. optimal-denoiser looks
             at the data.
@@ -85,7 +85,7 @@ def plan(
     for option, path in (("--plot", plot), ("--save", save)):
         if path is not None:
             check_target(path, option)
-    if source.is_dir():
+    if _names_model(source):
         from noisewise.workflow.single import plan_model
 
         changes = set_ if method is None else (*set_, f"plan.method={method}")
@@ -109,6 +109,15 @@ def plan(
     if save is not None:
         planned.plan.save(save)
         print(save)
+
+
+def _names_model(source: Path) -> bool:
+    """Whether this is a model's folder or name on the Hub, rather than a recipe's file, be it there or missing."""
+    from noisewise.models.sources import HUB_NAME
+
+    if source.exists() or source.suffix in (".yaml", ".yml") or source.parent.is_dir():
+        return source.is_dir()
+    return HUB_NAME.fullmatch(str(source)) is not None
 
 
 def _print_plan(planned: Planned) -> None:
@@ -170,7 +179,7 @@ def run(
     set_: Overrides = (),
     runs: Path = RUNS,
     jobs: int = 1,
-    only: Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=False)] = (),
+    only: Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=False, show_default=False)] = (),
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     progress: ProgressStyle = "auto",
 ) -> None:
