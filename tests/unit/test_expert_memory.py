@@ -253,6 +253,8 @@ def test_what_offloading_refuses() -> None:
         model.half()
     with pytest.raises(SettingError, match="for sampling"):
         model.train()(torch.zeros(1, 1, 8, 8), 0)
+    with pytest.raises(SettingError, match="before loading weights"):  # they would be lost at the next switch
+        model.load_state_dict(router().state_dict())
     if not torch.cuda.is_available() and not torch.backends.mps.is_available():
         with pytest.raises(SettingError, match="there is no accelerator here"):
             model.enable_expert_offload()

@@ -196,6 +196,8 @@ class ExpertDenoiser(ModelMixin, AttentionMixin, ConfigMixin):
         return state
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if self._offload is not None:
+            raise SettingError("experts: they are kept off the device; disable_expert_offload() before loading weights")
         add_aliases(self, state_dict, prefix)  # what `state_dict` left out
         super()._load_from_state_dict(state_dict, prefix, *args)
 
