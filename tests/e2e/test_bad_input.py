@@ -180,9 +180,10 @@ def test_a_plan_of_other_images(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_images_that_are_there_twice_are_counted_and_noted(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    held_out = shutil.copytree(images, images.with_name("held-out"))
     for i in range(5):
         shutil.copy(images / f"{i:02d}.png", images / f"copy-{i}.png")
-    data = f"{{kind: folder, folder: {images}, test_folder: {images}, channels: 1}}"
+    data = f"{{kind: folder, folder: {images}, test_folder: {held_out}, channels: 1}}"
     assert main(multi_stage("plan", "r.yaml", data=data)) == 0
     assert "5 images equal an earlier one" in capsys.readouterr().out
 

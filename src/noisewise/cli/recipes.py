@@ -115,7 +115,7 @@ def _names_model(source: Path) -> bool:
     """Whether this is a model's folder or name on the Hub, rather than a recipe's file, be it there or missing."""
     from noisewise.models.sources import HUB_NAME
 
-    if source.exists() or source.suffix in (".yaml", ".yml") or source.parent.is_dir():
+    if source.exists() or source.suffix in (".yaml", ".yml") or source.parent.exists():
         return source.is_dir()
     return HUB_NAME.fullmatch(str(source)) is not None
 
