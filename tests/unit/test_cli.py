@@ -151,6 +151,9 @@ def test_plan_of_an_existing_model(pipeline: Path, capsys: pytest.CaptureFixture
     assert main(["plan", str(pipeline), "--set", "plan.num_groups=3", "--num-inference-steps", "10"]) == 0
     said = capsys.readouterr().out
     assert "10 calls" in said
+    assert "serves none of" not in said
+    assert main(["plan", str(pipeline), "--set", "plan.num_groups=10", "--num-inference-steps", "5"]) == 0
+    assert "serve none of the 5 calls of sampling" in capsys.readouterr().out
     assert main(["plan", str(pipeline), "--set", "plan.groups=3"]) == 2
     assert "did you mean plan.num_groups?" in capsys.readouterr().err
 

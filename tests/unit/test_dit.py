@@ -20,6 +20,7 @@ from noisewise.models.networks import describe
 from noisewise.objectives import Objective
 from noisewise.pruning.solver import SolverError
 from noisewise.pruning.space import open_space
+from noisewise.sampling.sampler import sample_images
 from noisewise.training.loop import train
 from noisewise.training.settings import TrainSettings
 
@@ -158,3 +159,12 @@ def test_the_published_configuration_counts_as_published() -> None:
     assert 0.98 * 0.5 <= cost.macs(solution.widths) / cost.macs({}) <= 0.5
     assert solution.macs == cost.macs(solution.widths)
     assert 0 in solution.widths.values()
+
+
+def test_a_compiled_network_is_sampled_as_it_is() -> None:
+    model, labels = dit().eval(), torch.tensor([0, 1])  # a DiT wants a timestep per sample
+    images = [
+        sample_images(each, DDIMScheduler(), 2, num_inference_steps=2, class_labels=labels)
+        for each in (model, torch.compile(model, backend="eager"))
+    ]
+    assert torch.equal(*images)

@@ -16,7 +16,6 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     UNet2DModel,
 )
-from network_zoo import dit
 
 from noisewise import DPMSolver3Scheduler, EDMHeunScheduler
 from noisewise.errors import SettingError
@@ -156,15 +155,6 @@ def test_experts_and_their_base_give_the_same_images() -> None:
         experts = ExpertDenoiser([model] * 4, Plan.from_snr(SCHEDULES[family(kind)], num_groups=4))
         alone, routed = (sample_images(m, scheduler, 2, num_inference_steps=6) for m in (model, experts))
         assert torch.equal(alone, routed)
-
-
-def test_a_compiled_network_is_sampled_as_it_is() -> None:
-    model, labels = dit().eval(), torch.tensor([0, 1])  # a DiT wants a timestep per sample
-    images = [
-        sample_images(each, DDIMScheduler(), 2, num_inference_steps=2, class_labels=labels)
-        for each in (model, torch.compile(model, backend="eager"))
-    ]
-    assert torch.equal(*images)
 
 
 def test_class_labels_follow_their_images() -> None:

@@ -128,6 +128,8 @@ def _print_plan(planned: Planned) -> None:
     made, macs = planned.plan, planned.macs
     shares = None if planned.costs is None else [None if cost is None else cost / macs for cost in planned.costs]
     routes = guided_routes(made.routes(planned.scheduler, planned.num_inference_steps, shares), planned.guidance)
+    for note in planned.notes:
+        print(f"note: {note}")
     print(made.table())
     print()
     print(routes.table())
@@ -158,14 +160,12 @@ def _plan_of_recipe(source: Path, overrides: tuple[str, ...], method: PlanMethod
         graph = build_graph(recipe, data_required=False)
     images, macs = sum(step.num_images for step in graph.steps), sum(step.macs for step in graph.steps)
     print(f"{graph.recipe.name}: a run is {len(graph.steps)} steps, {images:,} training images, {si(macs)}MACs")
-    for note in graph.base.notes:
-        if note not in graph.plan.notes:
-            print(f"note: {note}")
     base, decoders = graph.base, graph.base.decoders if recipe.method == "multi-decoder" else None
     costs, resident = (None, 0) if decoders is None else (decoders.macs, decoders.resident)
     steps = graph.recipe.sample.num_inference_steps
     guidance = Guidance.of(recipe.sample.guidance_scale, graph.plan)
-    return Planned(graph.plan, base.macs, base.parameters, base.scheduler, steps, costs, resident, guidance)
+    notes = [note for note in base.notes if note not in graph.plan.notes]
+    return Planned(graph.plan, base.macs, base.parameters, base.scheduler, steps, costs, resident, guidance, notes)
 
 
 def _say(line: str) -> None:

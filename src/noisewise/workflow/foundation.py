@@ -30,7 +30,7 @@ from noisewise.workflow.networks import (
     unet2d_config,
     weights_checksum,
 )
-from noisewise.workflow.plans import Say, facts_of, make_plan, plan_of_schedule
+from noisewise.workflow.plans import Say, facts_of, make_plan, plan_of_schedule, unused_notes
 from noisewise.workflow.recipe import Recipe
 from noisewise.workflow.rows import NEED_DECODERS
 from noisewise.workflow.settings import ExistingModel, ObjectiveSettings, ScheduleSettings
@@ -177,7 +177,7 @@ def lay_foundation(
     macs, parameters = _cost(model)
     return Foundation(
         data, objective, settings, network, macs, parameters, plan, decoders, sampler, calls,
-        _features_checksum(recipe), notes + plan.notes + _unused_notes(plan, visited), latents, text,
+        _features_checksum(recipe), notes + plan.notes + unused_notes(plan, visited), latents, text,
     )  # fmt: skip
 
 
@@ -270,15 +270,16 @@ def sampler_of(recipe: Recipe, objective: Objective, latent: bool = False) -> tu
     return scheduler, objective.schedule.visited(scheduler, recipe.sample.num_inference_steps)
 
 
-def num_trained_groups(recipe: Recipe, num_groups: int | None = None) -> int:
-    """Groups of the recipe's plan that have noise levels, or of as many as given; no image is looked at."""
-    settings = recipe.plan if num_groups is None else recipe.plan.model_copy(update={"num_groups": num_groups})
-    if settings.looks_at_data or settings.path is not None:  # which leave no group empty, or are not ours to say
-        return settings.groups
+def num_trained_groups(recipe: Recipe, *numbers: int) -> list[int]:
+    """How many groups have noise levels, were the recipe's plan of 1, 2, ... groups; no image is looked at."""
+    if recipe.plan.looks_at_data or recipe.plan.path is not None:  # leave no group empty, or are not ours to say
+        return list(numbers)
     scheduler = existing_model(recipe.model)[1] if isinstance(recipe.model, ExistingModel) else None
     objective, _ = _objective(recipe, scheduler)
-    plan = plan_of_schedule(settings, objective.schedule, sampler_of(recipe, objective)[1])
-    return sum(not group.is_empty for group in plan.groups)
+    _, visited = sampler_of(recipe, objective)
+    settings = [recipe.plan.model_copy(update={"num_groups": number}) for number in numbers]
+    plans = [plan_of_schedule(each, objective.schedule, visited) for each in settings]
+    return [sum(not group.is_empty for group in plan.groups) for plan in plans]
 
 
 def _decoders(recipe: Recipe, network: Mapping[str, Any], plan: Plan, notes: list[str]) -> Decoders | None:
@@ -296,16 +297,6 @@ def _decoders(recipe: Recipe, network: Mapping[str, Any], plan: Plan, notes: lis
     )
     notes.extend(more)
     return found
-
-
-def _unused_notes(plan: Plan, visited: Any) -> list[str]:
-    """Says which groups are trained and then serve no step of the recipe's sampler."""
-    serving = {plan.group_of(float(t)) for t in visited}
-    unused = [str(group.index) for group in plan.groups if not group.is_empty and group.index not in serving]
-    if not unused:
-        return []
-    which = f"group {unused[0]} serves" if len(unused) == 1 else f"groups {', '.join(unused)} serve"
-    return [f"{which} none of the {len(visited)} calls of sampling: trained in vain, unless you sample with more steps"]
 
 
 def _cost(model: Any) -> tuple[int, int]:

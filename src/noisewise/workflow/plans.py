@@ -80,6 +80,16 @@ def plan_of_schedule(settings: PlanSettings, schedule: NoiseSchedule, visited: A
     return make(schedule, settings.groups, **costs)
 
 
+def unused_notes(plan: Plan, visited: Any) -> list[str]:
+    """Says which groups are trained and then serve none of the calls at ``visited`` coordinates."""
+    serving = {plan.group_of(float(t)) for t in visited}
+    unused = [str(group.index) for group in plan.groups if not group.is_empty and group.index not in serving]
+    if not unused:
+        return []
+    which = f"group {unused[0]} serves" if len(unused) == 1 else f"groups {', '.join(unused)} serve"
+    return [f"{which} none of the {len(visited)} calls of sampling: trained in vain, unless you sample with more steps"]
+
+
 def _kept(
     recipe: Recipe,
     objective: Objective,

@@ -31,7 +31,7 @@ from noisewise.workflow.looking import as_learned
 from noisewise.workflow.machine import device
 from noisewise.workflow.networks import make_objective
 from noisewise.workflow.plan_settings import PlanSettings, Section
-from noisewise.workflow.plans import plan_of_schedule
+from noisewise.workflow.plans import plan_of_schedule, unused_notes
 from noisewise.workflow.prompts import CAPTIONS, captions_file, grid_columns, in_turn, told_prompts
 from noisewise.workflow.recipe import Recipe, apply_overrides
 
@@ -58,6 +58,7 @@ class Planned:
     costs: Sequence[int | None] | None = None  # [N] MACs of each group's way, where they are known and no limits
     resident: int = 0  # parameters of those ways together
     guidance: Guidance = field(default_factory=Guidance)
+    notes: Sequence[str] = ()  # beside the plan's own
 
 
 def plan_model(
@@ -78,8 +79,10 @@ def plan_model(
     chosen = sampler_for(sampler, scheduler)
     if settings.looks_at_data:
         raise SettingError(f"plan.method: {settings.method} looks at training images; give a recipe, which names them")
-    plan = plan_of_schedule(settings, schedule, schedule.visited(chosen, num_inference_steps))
-    return Planned(plan, measure.macs_of(model), count_parameters(model), chosen, num_inference_steps)
+    visited = schedule.visited(chosen, num_inference_steps)
+    plan = plan_of_schedule(settings, schedule, visited)
+    macs, notes = measure.macs_of(model), unused_notes(plan, visited)
+    return Planned(plan, macs, count_parameters(model), chosen, num_inference_steps, notes=notes)
 
 
 def sampler_for(kind: SchedulerKind | None, scheduler: Any, latent: bool = False) -> Any:

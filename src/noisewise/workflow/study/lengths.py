@@ -43,9 +43,10 @@ def _base_images(recipe: Recipe, share: float) -> int:
 def _figure_3(recipe: Recipe) -> Sequence[Arm]:
     check_stage_2(recipe)
     arms = [Arm("base alone", "base", x=float(recipe.base.num_images), line=CONTINUED)]
+    (groups,) = num_trained_groups(recipe, recipe.plan.groups)
     for share in STAGE_2_SHARES:
         per_group = max(1, round(share * recipe.stage_2.num_images))
-        total = recipe.base.num_images + per_group * num_trained_groups(recipe)
+        total = recipe.base.num_images + per_group * groups
         continued = f"{CONTINUED}, {share:g}x"
         for line, row in ((CONTINUED, "base-continued"), (EXPERTS, "unpruned"), (PRUNED, "tdc")):
             overrides = {} if share == 1 else {"finetune.num_images": per_group}

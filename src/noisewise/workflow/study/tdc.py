@@ -70,10 +70,12 @@ def _multistage_split(recipe: Recipe, cost: float) -> Sequence[Arm]:
     """The same on the groups that the optimal denoiser gives: method B's split, its direction and the reverse."""
     equal = "optimal-denoiser groups, equal sizes"
     share = f"at {cost:g} of the base's MACs"
+    (own,) = num_trained_groups(recipe, recipe.plan.groups)
+    images = stage_2_images(recipe, own, 3)
 
     def arm(label: str, note: str, **changes: Any) -> Arm:
         plan = {"method": "optimal-denoiser", "min_cost": recipe.plan.least_cost, "average_cost": cost, **changes}
-        settings = {"plan": plan, "finetune.num_images": stage_2_images(recipe, 3)}
+        settings = {"plan": plan, "finetune.num_images": images}
         return Arm(label, "tdc", settings, f"{note}, {share}", against=equal)
 
     return (
@@ -112,17 +114,17 @@ def _table_2(recipe: Recipe) -> Sequence[Arm]:
 
 def _table_3(recipe: Recipe) -> Sequence[Arm]:
     paper = {4: "3.62", 8: "3.56", 10: "3.52", 15: "3.56", 20: "3.60"}
-    arms = [Arm("1 group", "base-continued", {**_shared(recipe, 1)}, "one network for all timesteps", x=1)]
-    for number in (2, *paper):
+    numbers = (1, 2, *paper)
+    own, *trained = num_trained_groups(recipe, recipe.plan.groups, *numbers)
+    arms = []
+    for number, groups in zip(numbers, trained, strict=True):
+        shared = {**only_plan(recipe, num_groups=number), "finetune.num_images": stage_2_images(recipe, own, groups)}
         printed = (paper[number],) if number in paper else ()
-        arms.append(Arm(f"{number} groups", "unpruned", _shared(recipe, number), paper=printed, x=number))
+        if number == 1:
+            arms.append(Arm("1 group", "base-continued", shared, "one network for all timesteps", x=1))
+        else:
+            arms.append(Arm(f"{number} groups", "unpruned", shared, paper=printed, x=number))
     return arms
-
-
-def _shared(recipe: Recipe, num_groups: int) -> dict[str, Any]:
-    """A number of groups whose stage 2 sees, all groups together, the images that the recipe's own would."""
-    filled = num_trained_groups(recipe, num_groups)
-    return {**only_plan(recipe, num_groups=num_groups), "finetune.num_images": stage_2_images(recipe, filled)}
 
 
 def check_stage_2(recipe: Recipe) -> None:
@@ -131,10 +133,13 @@ def check_stage_2(recipe: Recipe) -> None:
         raise SettingError("finetune: missing; this study needs a stage 2, at least finetune.num_images")
 
 
-def stage_2_images(recipe: Recipe, num_groups: int) -> int:
-    """Per group, so that all groups together see the images that the recipe's own would; empty groups see none."""
+def stage_2_images(recipe: Recipe, own: int, trained: int) -> int:
+    """Per group, so that ``trained`` groups together see the images that the recipe's ``own`` would.
+
+    Both leave out empty groups, which see none.
+    """
     check_stage_2(recipe)
-    return max(1, round(recipe.stage_2.num_images * num_trained_groups(recipe) / num_groups))
+    return max(1, round(recipe.stage_2.num_images * own / trained))
 
 
 def _figure_7(recipe: Recipe) -> Sequence[Arm]:
