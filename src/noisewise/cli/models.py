@@ -80,17 +80,22 @@ def prune(
             raise SettingError("--batch-size: belongs to --budget seconds=...; MACs are the same share at any")
         _check_range("--batch-size", batch_size, 1)
         timing = timing.model_copy(update={"batch_size": batch_size})
-    options = {"base_url": base_url, "model_name": model_name, "api_key_env": api_key_env, "replay": replay}
-    given = {name: value for name, value in options.items() if value is not None}
+    options = {
+        "--base-url": ("base_url", base_url),
+        "--model-name": ("model", model_name),
+        "--api-key-env": ("api_key_env", api_key_env),
+        "--replay": ("replay", replay),
+    }
+    given = {option: change for option, change in options.items() if change[1] is not None}
     search = None
     if proposer is None and given:
-        raise SettingError(f"--{next(iter(given)).replace('_', '-')}: belongs to --proposer llm")
+        raise SettingError(f"{next(iter(given))}: belongs to --proposer llm")
     if proposer is not None and settings is None:
         raise SettingError("--proposer: it measures candidates on images; name a recipe with their `data` by --recipe")
     if proposer is not None and settings is not None:
         from noisewise.workflow.proposing import proposer_settings
 
-        changes = {name.removesuffix("_name"): value for name, value in given.items()}
+        changes: dict[str, Any] = dict(given.values())
         search = proposer_settings(settings, proposer, {**changes, "depth": True} if depth else changes)
     info = prune_model(
         model, asked, out, importance, settings, timesteps, seed, search, print, depth=depth, timing=timing
