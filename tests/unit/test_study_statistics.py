@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.linalg import sqrtm
@@ -114,3 +118,19 @@ def test_halves_are_disjoint_and_resolution_is_that_of_a_difference() -> None:
         assert len({*one, *other}) == 20
     assert resolution(1.0, 1) == pytest.approx(1.96 * np.sqrt(2), rel=1e-4)
     assert resolution(1.0, 4) == pytest.approx(resolution(1.0, 1) / 2)
+
+
+def test_arms_of_two_studies_are_compared_by_the_seeds_they_share(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "cells.csv").write_text("arm,seed,frechet\na,0,10\na,1,12\na,2,17\na,3,90\n")
+    (tmp_path / "cells.csv").write_text("arm,seed,frechet\nb,2,10\nb,0,9\nb,1,10\nc,0,1\n")
+    script = Path(__file__).parents[2] / "benchmarks" / "compare_arms.py"
+    words = [sys.executable, str(script), f"{tmp_path / 'one'}:a"]
+    done = subprocess.run([*words, f"{tmp_path}:b"], capture_output=True, text=True)
+    # of 1, 2 and 7: 10 / 3 and 4.3027 sqrt(31 / 3) / sqrt(3) to either side
+    assert done.stdout == f"less {tmp_path}:b: 3.333 [-4.652, 11.32], 3 seeds\n"
+    refused = (("c", "1 of its seeds are also of"), ("d", "no such arm; "), ("x:d", "is missing; finish the study"))
+    for other, said in refused:
+        done = subprocess.run([*words, f"{tmp_path}:{other}"], capture_output=True, text=True)
+        assert done.returncode == 1
+        assert said in done.stderr
