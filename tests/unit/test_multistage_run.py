@@ -126,3 +126,7 @@ def test_the_gradient_variant_compares_trained_networks(tmp_path: Path) -> None:
     made = build_graph(recipe(plan={**plan, "gradients_of": [str(folder)]}), store).plan
     assert [group.is_empty for group in made.groups] == [False] * 3
     assert made.settings["interval_cost"] == "gradient"
+    with pytest.raises(
+        SettingError, match=r"^plan\.gradients_of: .* is no diffusers folder .*; did you mean .*/model\?$"
+    ):
+        build_graph(recipe(plan={**plan, "gradients_of": [str(folder.parent)]}), store)

@@ -23,10 +23,14 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model"]  # settings, weights and vocabularies; no pickles, no code
 
 
-def find_source(path: str | Path) -> Path:
-    """A model's or pipeline's folder: the one given, or that into which the Hub's files of this name are fetched."""
-    folder = fetched(path)
-    _check_folder(folder)
+def find_source(path: str | Path, setting: str = "model") -> Path:
+    """A model's or pipeline's folder: the one given, or that into which the Hub's files of this name are fetched.
+
+    Args:
+        setting: what errors call the path.
+    """
+    folder = fetched(path, setting)
+    _check_folder(folder, setting)
     return folder
 
 
@@ -56,21 +60,26 @@ def _fetch(name: str, setting: str) -> Path:
         ) from error
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: Path, setting: str) -> None:
     if not folder.exists():
-        raise SettingError(f"model: {folder} does not exist; give a folder, or a name on the Hub (owner/name)")
+        raise SettingError(f"{setting}: {folder} does not exist; give a folder, or a name on the Hub (owner/name)")
     if not folder.is_dir():
         if folder.suffix in PICKLES:
-            raise SettingError(f"model: {folder} is a pickle, which can run any program; save it as a diffusers folder")
-        raise SettingError(f"model: {folder} is a file; the folder of a diffusers model or pipeline is needed")
+            raise SettingError(
+                f"{setting}: {folder} is a pickle, which can run any program; save it as a diffusers folder"
+            )
+        raise SettingError(f"{setting}: {folder} is a file; the folder of a diffusers model or pipeline is needed")
     if (folder / INDEX).is_file() or (folder / "config.json").is_file():
         return
     pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
     if pickles:
-        raise SettingError(f"model: {folder} holds a pickle ({pickles[0]}) and no diffusers model; pickles are refused")
-    hint = f"; did you mean {folder / 'pipeline'}?" if (folder / "pipeline" / INDEX).is_file() else ""
+        raise SettingError(
+            f"{setting}: {folder} holds a pickle ({pickles[0]}) and no diffusers model; pickles are refused"
+        )
+    likely = (folder / "pipeline" / INDEX, folder / "model" / "config.json")  # of a run, and of a step or snapshot
+    hint = next((f"; did you mean {file.parent}?" for file in likely if file.is_file()), "")
     raise SettingError(
-        f"model: {folder} is no diffusers folder (it has neither model_index.json nor config.json){hint}"
+        f"{setting}: {folder} is no diffusers folder (it has neither model_index.json nor config.json){hint}"
     )
 
 

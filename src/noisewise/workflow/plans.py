@@ -172,7 +172,7 @@ def _products_per_second() -> float:
 def _networks(recipe: Recipe) -> tuple[Path, ...]:
     """Whose gradients method intervals compares."""
     if recipe.plan.gradients_of is not None:
-        return tuple(find_source(path) for path in recipe.plan.gradients_of)
+        return tuple(find_source(path, "plan.gradients_of") for path in recipe.plan.gradients_of)
     if isinstance(recipe.model, ExistingModel):
         return (find_source(recipe.model.source),)
     raise SettingError(
