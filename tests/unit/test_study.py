@@ -21,6 +21,7 @@ from noisewise.workflow.predict import si
 from noisewise.workflow.progress import Event
 from noisewise.workflow.store import Store, closure
 from noisewise.workflow.study.collect import collect, timing
+from noisewise.workflow.study.collect_sampled import groups_table
 from noisewise.workflow.study.layout import Layout
 from noisewise.workflow.study.registry import find_study
 from noisewise.workflow.study.run import cells_table, measure_noise, open_study, resolving, run_study, summary
@@ -115,6 +116,9 @@ def test_numbers_are_those_of_the_steps(two_seeds: Done, runs: Path) -> None:
     assert [[g["t_start"], g["t_stop"]] for g in groups] == own["groups"]
     assert [g["parameters"] for g in groups] == own["active_parameters"]
     assert (folder / "groups.csv").is_file()
+    line = {"label": "TDC", "group": 0, "t_start": 0, "t_stop": 237, "parameters": 268_911, "macs": 28_670_000}
+    table = groups_table([line, {**line, "group": 1, "parameters": 114_000, "macs": None}])
+    assert table["lines"] == [["TDC", "0", "0", "237", "268.9", "28.67"], ["TDC", "1", "0", "237", "114.0", "–"]]
     assert str(runs) not in json.dumps(found)
 
 

@@ -115,10 +115,9 @@ def noise_sentences(results: Mapping[str, Any]) -> list[str]:
         f"of them differ by up to {metric['resolution']:.2g} by chance (95 %). Arms are paired, which can tell less."
     ]
     if twice := metric.get("sampled_twice"):
-        found.append(
-            f"One network, “{label_of_reference(results)}”, sampled twice with other noise: {twice[0]:.4g} and "
-            f"{twice[1]:.4g}."
-        )
+        once, again = (format_value(distance, 1, decimals_of(twice, 4)) for distance in twice)
+        which = f"“{label_of_reference(results)}”"
+        found.append(f"One network, {which}, sampled twice with other noise: {once} and {again}.")
     return found
 
 

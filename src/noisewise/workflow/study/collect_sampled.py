@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -119,19 +120,28 @@ def groups_of(layout: SampledLayout, store: Store) -> list[dict[str, Any]]:
 
 def groups_table(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """`groups_of` for the page."""
+    columns = (
+        [str(line["label"]) for line in groups],
+        [str(line["group"]) for line in groups],
+        [f"{line['t_start']:g}" for line in groups],
+        [f"{line['t_stop']:g}" for line in groups],
+        _texts([line["parameters"] for line in groups], 1e3),
+        _texts([line["macs"] for line in groups], 1e6),
+    )
     return {
         "title": "Sizes by group",
         "lead": "What works at which noise levels, with the first seed; group 0 lies nearest the data. Multiply-"
         "accumulates are of one sampling step.",
         "heads": ["Arm", "group", "from", "to", "parameters, k", "M MACs a step"],
-        "lines": [[str(line["label"]), str(line["group"]), *_as_text(line)] for line in groups],
+        "lines": [list(line) for line in zip(*columns, strict=True)],
     }
 
 
-def _as_text(line: Mapping[str, Any]) -> list[str]:
-    sizes = [None if line[name] is None else line[name] / unit for name, unit in (("parameters", 1e3), ("macs", 1e6))]
-    texts = ["–" if size is None else f"{size:.4g}" if size < 9999.5 else f"{size:,.0f}" for size in sizes]
-    return [f"{line['t_start']:g}", f"{line['t_stop']:g}", *texts]
+def _texts(sizes: Sequence[float | None], unit: float) -> list[str]:
+    """A column's numbers with as many decimals as its largest needs for four digits."""
+    largest = max((size for size in sizes if size is not None), default=unit) / unit
+    decimals = max(0, 3 - math.floor(math.log10(largest)))
+    return ["–" if size is None else f"{size / unit:,.{decimals}f}" for size in sizes]
 
 
 def _seconds_per_image(layout: SampledLayout, arm: Arm, store: Store) -> float | None:
