@@ -18,7 +18,9 @@ from noisewise.workflow.study.statistics import paired_difference
 
 def by_seed(place: str, number: str) -> dict[str, float]:
     """An arm's number by its seed."""
-    folder, _, arm = place.rpartition(":")
+    folder, colon, arm = place.rpartition(":")
+    if not colon:
+        raise SystemExit(f"{place}: no arm is named; give STUDY:ARM")
     table = Path(folder) / "cells.csv"
     if not table.is_file():
         raise SystemExit(f"{place}: {table} is missing; finish the study first")
@@ -26,10 +28,13 @@ def by_seed(place: str, number: str) -> dict[str, float]:
         cells = list(csv.DictReader(file))
     if number not in cells[0]:
         raise SystemExit(f"--number: {number} given; {table} has {', '.join(cells[0])}")
-    found = {cell["seed"]: float(cell[number]) for cell in cells if cell["arm"] == arm}
+    found = {cell["seed"]: cell[number] for cell in cells if cell["arm"] == arm}
     if not found:
         raise SystemExit(f"{place}: no such arm; {folder} has {', '.join(dict.fromkeys(c['arm'] for c in cells))}")
-    return found
+    try:
+        return {seed: float(text) for seed, text in found.items()}
+    except ValueError:
+        raise SystemExit(f"--number: {number} of {place} is no number ({', '.join(found.values())})") from None
 
 
 def main() -> None:

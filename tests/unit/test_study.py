@@ -16,7 +16,7 @@ from small_study import SMALL, TINY, laid_out
 
 from noisewise.errors import SettingError
 from noisewise.report.study_page import write_study
-from noisewise.report.study_words import answers, headline
+from noisewise.report.study_words import answers, headline, noise_sentences
 from noisewise.workflow.predict import si
 from noisewise.workflow.progress import Event
 from noisewise.workflow.store import Store, closure
@@ -109,6 +109,8 @@ def test_numbers_are_those_of_the_steps(two_seeds: Done, runs: Path) -> None:
     assert len(found["metric"]["floor"]["values"]) == 20
     assert len(found["metric"]["sampled_twice"]) == 2
     assert found["metric"]["sampled_twice"][0] != found["metric"]["sampled_twice"][1]
+    said = noise_sentences({**found, "metric": {**found["metric"], "sampled_twice": [102.117, 95.567]}})
+    assert said[-1] == "One network, “one network”, sampled twice with other noise: 102.1 and 95.6."
     with (folder / "cells.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert {(line["arm"], int(line["seed"])): float(line["frechet"]) for line in lines} == values

@@ -129,8 +129,15 @@ def test_arms_of_two_studies_are_compared_by_the_seeds_they_share(tmp_path: Path
     done = subprocess.run([*words, f"{tmp_path}:b"], capture_output=True, text=True)
     # of 1, 2 and 7: 10 / 3 and 4.3027 sqrt(31 / 3) / sqrt(3) to either side
     assert done.stdout == f"less {tmp_path}:b: 3.333 [-4.652, 11.32], 3 seeds\n"
-    refused = (("c", "1 of its seeds are also of"), ("d", "no such arm; "), ("x:d", "is missing; finish the study"))
-    for other, said in refused:
-        done = subprocess.run([*words, f"{tmp_path}:{other}"], capture_output=True, text=True)
+    refused = (
+        ([f"{tmp_path}:c"], "1 of its seeds are also of"),
+        ([f"{tmp_path}:d"], "no such arm; "),
+        ([f"{tmp_path}:x:d"], "is missing; finish the study"),
+        (["d"], "no arm is named; give STUDY:ARM"),
+        ([f"{tmp_path}:b", "--number", "loss"], "has arm, seed, frechet"),
+        ([f"{tmp_path}:b", "--number", "arm"], "is no number (a, a, a, a)"),
+    )
+    for more, said in refused:
+        done = subprocess.run([*words, *more], capture_output=True, text=True)
         assert done.returncode == 1
         assert said in done.stderr

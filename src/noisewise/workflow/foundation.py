@@ -271,7 +271,7 @@ def sampler_of(recipe: Recipe, objective: Objective, latent: bool = False) -> tu
 
 
 def num_trained_groups(recipe: Recipe, *numbers: int) -> list[int]:
-    """How many groups have noise levels, were the recipe's plan of 1, 2, ... groups; no image is looked at."""
+    """For each of ``numbers``: how many groups have noise levels if the plan has so many; no image is looked at."""
     if recipe.plan.looks_at_data or recipe.plan.path is not None:  # leave no group empty, or are not ours to say
         return list(numbers)
     scheduler = existing_model(recipe.model)[1] if isinstance(recipe.model, ExistingModel) else None
